@@ -1,0 +1,1 @@
+"""Thin command lines, each `python -m rkd_jax.commands.<name>`."""

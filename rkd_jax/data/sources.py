@@ -1,0 +1,195 @@
+"""Where images come from: one function per data set, found by name.
+
+A source `f(argument, data_dir) -> (train, test or None, class names)` reads everything into memory
+as uint8. To add one, write the function and name it in `SOURCES`; splitting, statistics and the
+fingerprint are done here for all. A data set is written "digits" or "tfds:cifar10".
+"""
+
+import dataclasses
+import difflib
+import hashlib
+
+import numpy as np
+
+from rkd_jax.data import seeds, splits
+from rkd_jax.errors import UserError
+
+# Published mean and standard deviation per channel: what other people's networks were trained with.
+PUBLISHED = {"tfds:cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))}
+CHUNK = 4096  # images summed at a time: their squares need twice their memory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+  """Images uint8[N, H, W, C] and their labels int32[N]."""
+
+  images: np.ndarray
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def take(self, indices: np.ndarray) -> "Split":
+    """The examples at `indices`, in that order."""
+    return Split(self.images[indices], self.labels[indices])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+  """A data set in memory, cut into parts that share no example.
+
+  Attributes:
+    name: as it was asked for.
+    train: what teachers and students learn from.
+    holdout: what may choose among settings; class-balanced.
+    test: what is reported, and chooses nothing.
+    class_names: K names, by label.
+    mean, std: per channel, of the training pixels in [0, 1] (published constants where there are).
+    fingerprint: sha256 in hex over names, shapes and bytes of everything above.
+  """
+
+  name: str
+  train: Split
+  holdout: Split
+  test: Split
+  class_names: tuple[str, ...]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  fingerprint: str
+
+  @property
+  def classes(self) -> int:
+    return len(self.class_names)
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(H, W, C)."""
+    height, width, channels = self.train.images.shape[1:]
+    return height, width, channels
+
+
+def load(name: str, data_dir: str | None, split_seed: int, holdout: float, test: float) -> Dataset:
+  """Reads a data set and cuts it into train, hold-out and test.
+
+  Args:
+    name: "digits", or "tfds:" and a name as TFDS writes it ("tfds:cifar10", "tfds:cifar10:3.0.2").
+    data_dir: where prepared data lies; None: where TFDS puts it by default.
+    split_seed: draws the hold-out (and the test part, where the data set has none of its own).
+    holdout: how much of the training part is held out, class-balanced: below 1 a fraction, from 1
+      on a count.
+    test: the same for the test part of a data set that has none of its own; others keep theirs.
+
+  Raises:
+    UserError: if the data set is unknown, not prepared, or not of equally large labelled images,
+      or if a part would be empty.
+  """
+  kind, _, argument = name.partition(":")
+  if kind not in SOURCES:
+    raise _unknown(name)
+  train, official, class_names = SOURCES[kind](argument, data_dir)
+  if official is None:
+    size = splits.count("The test part", test, len(train))
+    train, official = _cut(train, size, len(class_names), seeds.fold(split_seed, "test"))
+  size = splits.count("The hold-out", holdout, len(train))
+  train, held = _cut(train, size, len(class_names), seeds.fold(split_seed, "holdout"))
+  parts = {"train": train, "holdout": held, "test": official}
+  _check(name, parts, len(class_names))
+  mean, std = PUBLISHED.get(":".join(name.split(":")[:2])) or statistics(train.images)
+  return Dataset(
+    name=name,
+    train=train,
+    holdout=held,
+    test=official,
+    class_names=class_names,
+    mean=mean,
+    std=std,
+    fingerprint=_fingerprint(name, parts, class_names),
+  )
+
+
+def _cut(split: Split, size: int, classes: int, seed: int) -> tuple[Split, Split]:
+  """(the rest, `size` examples of it), class-balanced."""
+  chosen = splits.balanced(split.labels, size, classes, seed)
+  rest = np.setdiff1d(np.arange(len(split)), chosen)
+  return split.take(rest), split.take(chosen)
+
+
+def _check(name: str, parts: dict[str, Split], classes: int) -> None:
+  for part, split in parts.items():
+    if not len(split):
+      raise UserError(f"The {part} part of {name!r} is empty; ask for at least one example.")
+    if split.labels.min() < 0 or split.labels.max() >= classes:
+      raise UserError(f"The {part} part of {name!r} has labels outside 0..{classes - 1}.")
+    if split.images.shape[1:] != parts["train"].images.shape[1:]:
+      raise UserError(
+        f"{name!r}: {part} images are {split.images.shape[1:]} (height, width, channels), but "
+        f"training images are {parts['train'].images.shape[1:]}."
+      )
+
+
+def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and standard deviation per channel of uint8[N, H, W, C], as pixels in [0, 1].
+
+  A constant channel gets the deviation of one grey level, so that normalising stays finite.
+  """
+  total = np.zeros(images.shape[-1])
+  squares = np.zeros(images.shape[-1])
+  for start in range(0, len(images), CHUNK):
+    pixels = images[start : start + CHUNK].reshape(-1, images.shape[-1])
+    total += pixels.sum(axis=0, dtype=np.int64)
+    squares += np.square(pixels, dtype=np.uint16).sum(axis=0, dtype=np.int64)
+  number = images[..., 0].size
+  mean = total / number
+  std = np.sqrt(np.maximum(squares / number - mean**2, 1.0))
+  return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def _fingerprint(name: str, parts: dict[str, Split], class_names: tuple[str, ...]) -> str:
+  digest = hashlib.sha256(repr((name, class_names)).encode())
+  for part, split in parts.items():
+    digest.update(repr((part, split.images.shape)).encode())
+    digest.update(np.ascontiguousarray(split.images).data)
+    digest.update(split.labels.astype("<i4").data)
+  return digest.hexdigest()
+
+
+def digits(argument: str, data_dir: str | None) -> tuple[Split, None, tuple[str, ...]]:
+  """scikit-learn's 1,797 digits (Alpaydin and Kaynak 1998), 8x8 shown as 16x16x1, no files."""
+  if argument:
+    raise UserError(f"The data set 'digits' takes nothing after its name, but got {argument!r}.")
+  from sklearn.datasets import load_digits
+
+  grey, labels = load_digits(return_X_y=True)  # float[1797, 64] in 0..16
+  images = np.round(np.reshape(grey, (-1, 8, 8, 1)) * 255 / 16).astype(np.uint8)
+  images = images.repeat(2, axis=1).repeat(2, axis=2)
+  return Split(images, np.asarray(labels, np.int32)), None, tuple(map(str, range(10)))
+
+
+def tfds_source(argument: str, data_dir: str | None) -> tuple[Split, Split | None, tuple[str, ...]]:
+  """A prepared TFDS data set, read without TensorFlow; its test part is "test", else "validation".
+
+  It must lie under `data_dir` in a format with random access (array_record). Nothing is downloaded.
+  """
+  from rkd_jax.data import tfds
+
+  builder = tfds.prepared(argument, data_dir)
+  test = next((s for s in ("test", "validation") if s in builder.info.splits), None)
+  official = Split(*tfds.read(builder, test)) if test else None
+  return Split(*tfds.read(builder, "train")), official, tfds.class_names(builder)
+
+
+def _unknown(name: str) -> UserError:
+  from rkd_jax.data import tfds
+
+  known = ["digits", *(f"tfds:{n}" for n in tfds.names())]
+  close = [
+    n for guess in (name, f"tfds:{name}") for n in difflib.get_close_matches(guess, known, 1)
+  ]
+  hint = f"Did you mean {close[0]!r}? " if close else ""
+  return UserError(
+    f"No data set is called {name!r}. {hint}Write 'digits', or 'tfds:' and the name of a TFDS "
+    "image data set, such as 'tfds:cifar10'."
+  )
+
+
+SOURCES = {"digits": digits, "tfds": tfds_source}

@@ -1,0 +1,97 @@
+"""Agreement: teach only what a witness that never met the teacher would also say.
+
+A plug-in. Examples of the pool on which the witness and the teacher disagree get weight 0. Filtering
+by a second classifier is Brodley and Friedl's (1999); comparing a teacher with its student Yoshida
+and Fujino's (2020); here the witness is independent of the teacher, the filtered data are those of
+the distillation, and each round's student is the next round's witness.
+
+It cannot see triggered images of the target class itself, triggers that also fool the witness, or a
+witness that learned from poisoned labels.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from rkd_jax.errors import UserError, check_range
+from rkd_jax.methods import base, views
+
+READMIT = ("always", "robust", "never")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(base.Plugin):
+  """Re-weighs the base's per-example terms (scalar terms of a whole batch stay as they are).
+
+  Attributes:
+    readmit: what may come back that an earlier round dropped: "always" whatever the new witness
+      agrees on; "robust" what it also answers so under `robust_views` random blends; "never".
+    dropped: what is done with the rest: "weigh" (weight 0; still seen by BatchNorm) or "replace" (by
+      kept examples of the same batch, so that BatchNorm sees them alone).
+    robust_views, amplitude: of the blends, see `views.random_blend`.
+  """
+
+  readmit: str = "always"
+  dropped: str = "weigh"
+  robust_views: int = 8
+  amplitude: float = 0.5
+  delivers: ClassVar = {"keep": "keep"}
+
+  def __post_init__(self):
+    if self.readmit not in READMIT:
+      raise UserError(f"agreement.readmit is {self.readmit!r}; choose one of {', '.join(READMIT)}.")
+    if self.dropped not in ("weigh", "replace"):
+      raise UserError(f"agreement.dropped is {self.dropped!r}; choose weigh or replace.")
+    check_range("agreement.amplitude", self.amplitude, 0, 1)
+
+  def roles(self, networks):
+    witness = base.Role(base.network(networks, "student"))
+    kept = base.Role(init=lambda key, made, example: jnp.ones(example.size, bool))
+    return {**super().roles(networks), "witness": witness, "kept": kept}
+
+  def init_state(self, key, variables, example):
+    keep = jnp.zeros(example.size, bool)
+    return {**super().init_state(key, variables, example), "keep": keep}
+
+  def survey(self, key, variables, state, batch):
+    """Fills keep[N]. The defender's own labels are trusted: those examples are always kept."""
+    images, index = batch["image"], batch["index"]
+    answer = variables["teacher"](images, train=False)[0].logits.argmax(-1)
+    agree = self._witness(variables, images) == answer
+    before = variables["kept"].at[index].get(mode="fill", fill_value=False)
+    if self.readmit == "never":
+      agree &= before
+    elif self.readmit == "robust":
+      agree &= before | self._robust(key, variables, images, answer)
+    keep = state["keep"].at[index].set(agree | (batch["label"] >= 0), mode="drop")
+    return {**super().survey(key, variables, state, batch), "keep": keep}
+
+  def _witness(self, variables, images):
+    return variables["witness"](images, train=False)[0].logits.argmax(-1)
+
+  def _robust(self, key, variables, images, answer):
+    """bool[B]: the witness gives this answer under every one of several random blends."""
+    agree = jnp.ones(answer.shape, bool)
+    for view in jax.random.split(key, self.robust_views):
+      agree &= self._witness(variables, views.random_blend(view, images, self.amplitude)) == answer
+    return agree
+
+  def batch(self, key, variables, state, batch, step):
+    batch, state = super().batch(key, variables, state, batch, step)
+    if self.dropped == "replace":
+      keep = state["keep"][batch["index"]]
+      order, count = jnp.argsort(~keep, stable=True), jnp.maximum(keep.sum(), 1)
+      rows = order[jnp.arange(len(keep)) % count]
+      batch = jax.tree.map(lambda leaf: leaf[rows], batch)
+    return batch, state
+
+  def loss(self, player, variables, state, batch, targets, key, step):
+    terms, aux = super().loss(player, variables, state, batch, targets, key, step)
+    keep = state["keep"][batch["index"]].astype(jnp.float32)
+    weighed = {
+      name: (term[0], term[1] * keep) if isinstance(term, tuple) else term
+      for name, term in terms.items()
+    }
+    return weighed, aux.replace(metrics={**aux.metrics, "train_kept": keep})

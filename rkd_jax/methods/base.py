@@ -1,0 +1,265 @@
+"""The contract of every way of training. A method is one file with a `class Method(base.Method)`.
+
+Only `loss` is required. Everything is a pure function of arrays; a method's fields are its
+hyper-parameters, checked when it is made. `variables` maps a role's name to a `Bound` network that
+can be called (`variables["student"](images, train=True)`), or to a bare tree of arrays for a role
+without a module. A batch is a dict {image float32[B,H,W,C] in [0,1], label int32[B], index int32[B]};
+label is -1 where the defender has none.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+from flax import struct
+
+from rkd_jax.errors import UserError
+
+Batch = dict[str, jax.Array]
+Tree = Any
+
+
+@struct.dataclass
+class Bound:
+  """A module with its variables: what a method calls. A pytree, so gradients pass through it."""
+
+  module: Any = struct.field(pytree_node=False)
+  variables: Tree = None
+
+  def __call__(self, *args, **kwargs):
+    return self.module.apply(self.variables, *args, **kwargs)
+
+  @property
+  def params(self) -> Tree:
+    return self.variables["params"]
+
+  def with_params(self, params: Tree) -> "Bound":
+    return self.replace(variables={**self.variables, "params": params})  # type: ignore[attr-defined]
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+  """A network or a learned tensor: its architecture, where its values come from, who trains it.
+
+  Values come from an earlier phase's delivery where the phase gives one; else from `from_state`,
+  `copy`, `init`, or the module's own `init` (trained roles only), the first that is set.
+
+  Attributes:
+    module: a `models.network.Network`, any Flax module, or None for a bare tree of arrays.
+    player: whose turns update it; None: frozen.
+    optimizer: what differs from the phase's optimiser, e.g. {"name": "adam", "learning_rate": 0.05}.
+    init: (key, variables of the roles before it, Example) -> variables ({"params": ...} with a
+      module, the bare tree without one).
+    copy: another role whose values it starts from.
+    from_state: (method state after the survey) -> variables.
+  """
+
+  module: Any = None
+  player: str | None = None
+  optimizer: Mapping[str, Any] | None = None
+  init: Callable[..., Tree] | None = None
+  copy: str | None = None
+  from_state: Callable[[Tree], Tree] | None = None
+
+
+class Example(NamedTuple):
+  """What a method may know of its data before it sees them.
+
+  Attributes:
+    batch: the batch as `jax.ShapeDtypeStruct`s ({} where a phase has no data).
+    size: N, how many examples the phase's data have (0 without data).
+    classes: K.
+  """
+
+  batch: Mapping[str, jax.ShapeDtypeStruct]
+  size: int
+  classes: int
+
+
+@struct.dataclass
+class Aux:
+  """What `loss` returns beside its terms.
+
+  Attributes:
+    batch_stats: {role: its new running statistics}; roles left out keep theirs.
+    state: the method's new state; None keeps it.
+    metrics: {name: float[B] | (value[B], weight[B]) | scalar}, to be logged.
+  """
+
+  batch_stats: dict[str, Tree] = struct.field(default_factory=dict)
+  state: Tree = None
+  metrics: dict[str, Any] = struct.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """Base of all methods; see the module's docstring.
+
+  Class attributes:
+    turns: ((player, how often), ...) of one round.
+    delivers: {name: role or entry of the state} that later phases may use.
+    sam: radius of sharpness-aware minimisation (Foret et al. 2021), 0 for none; `sam_adaptive`
+      scales it per parameter (ASAM, Kwon et al. 2021).
+    cacheable: whether `targets` of an example depend on its image alone (no key, no neighbours), so
+      that they may be computed once where images never change.
+  """
+
+  turns: ClassVar[tuple[tuple[str, int], ...]] = (("student", 1),)
+  delivers: ClassVar[Mapping[str, str]] = {"student": "student"}
+  sam: ClassVar[float] = 0.0
+  sam_adaptive: ClassVar[bool] = False
+  cacheable: ClassVar[bool] = True
+
+  def roles(self, networks: Mapping[str, Any]) -> dict[str, Role]:
+    """Who takes part, in the order they are made. `networks`: the architectures the config names."""
+    return {
+      "teacher": Role(network(networks, "teacher")),
+      "student": Role(network(networks, "student"), player="student"),
+    }
+
+  def init_state(self, key: jax.Array, variables: Mapping[str, Any], example: Example) -> Tree:
+    """The method's own state: banks, perturbations, permutations, counters."""
+    return ()
+
+  def survey(self, key: jax.Array, variables: Mapping[str, Any], state: Tree, batch: Batch) -> Tree:
+    """One pass over the phase's data before step 0: poisoned as planned, not augmented, in order.
+
+    The batch also holds `mask` float32[B], 0 on padding rows (whose index is N: out of range, so
+    `state.at[index].set(..., mode="drop")` is safe).
+    """
+    return state
+
+  def batch(
+    self, key: jax.Array, variables: Mapping[str, Any], state: Tree, batch: Batch, step: jax.Array
+  ) -> tuple[Batch, Tree]:
+    """Regroups, re-weighs or invents the round's batch. Not differentiated. Once a round."""
+    return batch, state
+
+  def targets(self, frozen: Mapping[str, Any], batch: Batch, key: jax.Array) -> Tree:
+    """What the frozen roles alone say of the batch; leaves [B, ...]. May be served from a cache."""
+    return ()
+
+  def loss(
+    self,
+    player: str,
+    variables: Mapping[str, Any],
+    state: Tree,
+    batch: Batch,
+    targets: Tree,
+    key: jax.Array,
+    step: jax.Array,
+  ) -> tuple[dict[str, Any], Aux]:
+    """The player's loss: {term: (value[B], weight[B]) or scalar}, already times its coefficients.
+
+    A term becomes sum(value * weight) / sum(weight) over the global batch (0 when no weight).
+    """
+    raise NotImplementedError(f"{type(self)} defines no loss")
+
+  def predict(self, variables: Mapping[str, Any], state: Tree, images: jax.Array) -> jax.Array:
+    """Logits float32[B, K] of the network that this phase is about."""
+    return variables["student"](images, train=False)[0].logits
+
+  def materialize(self, variables: dict[str, Any]) -> dict[str, Any]:
+    """Adds roles whose parameters are computed from others (merging, folding)."""
+    return variables
+
+  def reset(self, epoch: int) -> tuple[str, ...]:
+    """Trained roles to draw anew (values and optimiser) at the start of this epoch >= 1."""
+    return ()
+
+  def stop(self, metrics: Mapping[str, float]) -> bool:
+    """Whether to end after an epoch with these metrics (training's, and `holdout_acc`)."""
+    return False
+
+  def deliver(self, variables: Mapping[str, Any], state: Tree) -> dict[str, Tree]:
+    """{name: variables or array}: what `delivers` names."""
+    found = {}
+    for name, source in self.delivers.items():
+      value = variables[source] if source in variables else state[source]
+      found[name] = value.variables if isinstance(value, Bound) else value
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Plugin(Method):
+  """A method that wraps a method: adds roles, state and terms, and may re-weigh the base's.
+
+  The base's state lives in `state["base"]`, the plug-in's own entries beside it. Each hook first
+  does what the base does; a subclass calls `super()` and adds to the result.
+  """
+
+  base: Method = dataclasses.field(kw_only=True)
+
+  @property
+  def turns(self):  # type: ignore[override]
+    return self.base.turns
+
+  @property
+  def sam(self):  # type: ignore[override]
+    return self.base.sam
+
+  @property
+  def sam_adaptive(self):  # type: ignore[override]
+    return self.base.sam_adaptive
+
+  @property
+  def cacheable(self):  # type: ignore[override]
+    return self.base.cacheable
+
+  delivers: ClassVar[Mapping[str, str]] = {}
+
+  def roles(self, networks):
+    return self.base.roles(networks)
+
+  def init_state(self, key, variables, example) -> dict[str, Tree]:
+    return {"base": self.base.init_state(key, variables, example)}
+
+  def survey(self, key, variables, state, batch) -> dict[str, Tree]:
+    return {**state, "base": self.base.survey(key, variables, state["base"], batch)}
+
+  def batch(self, key, variables, state, batch, step):
+    batch, base = self.base.batch(key, variables, state["base"], batch, step)
+    return batch, {**state, "base": base}
+
+  def targets(self, frozen, batch, key):
+    return self.base.targets(frozen, batch, key)
+
+  def loss(self, player, variables, state, batch, targets, key, step):
+    terms, aux = self.base.loss(player, variables, state["base"], batch, targets, key, step)
+    if aux.state is not None:
+      aux = aux.replace(state={**state, "base": aux.state})  # type: ignore[attr-defined]
+    return terms, aux
+
+  def predict(self, variables, state, images):
+    return self.base.predict(variables, state["base"], images)
+
+  def materialize(self, variables):
+    return self.base.materialize(variables)
+
+  def reset(self, epoch):
+    return self.base.reset(epoch)
+
+  def stop(self, metrics):
+    return self.base.stop(metrics)
+
+  def deliver(self, variables, state):
+    return self.base.deliver(variables, state["base"]) | super().deliver(variables, state)
+
+
+def network(networks: Mapping[str, Any], role: str) -> Any:
+  """The architecture of a role, or a `UserError` that says how to name one."""
+  if role not in networks:
+    raise UserError(
+      f"The method needs a network {role!r}; the config names {', '.join(networks) or 'none'}. "
+      f"Add `config.{role} = dict(name=...)`."
+    )
+  return networks[role]
+
+
+def implements(method: Method, hook: str) -> bool:
+  """Whether a method (or a base it wraps) does anything in this hook."""
+  own = getattr(type(method), hook)
+  if isinstance(method, Plugin):
+    return own is not getattr(Plugin, hook) or implements(method.base, hook)
+  return own is not getattr(Method, hook)

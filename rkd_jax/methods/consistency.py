@@ -1,0 +1,88 @@
+"""Consistency: the student answers a perturbed view of an image as the teacher answers the image.
+
+A plug-in that adds one term. "random_blend" is Soft-Randomization (Arani et al. 2019) with a shared
+pattern; "universal" uses the worst universal perturbation found so far (UAP training, Shafahi et al.
+2020). It lowers the rate at which strong patterns fool a student; it does not undo a wrong label that
+the teacher gives to a triggered image of the pool.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rkd_jax import losses
+from rkd_jax.errors import UserError, check_range
+from rkd_jax.methods import base, views
+
+VIEWS = ("random_blend", "universal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(base.Plugin):
+  """Adds weight * T^2 KL(T(x) || S(x')).
+
+  Attributes:
+    view: how x' is made: "random_blend" or "universal".
+    weight: of the term, >= 0.
+    temperature: of the KL divergence.
+    amplitude: largest share of the pattern in a blend, in [0, 1].
+    radius: l_inf radius of the universal perturbation, in [0, 1]; it takes one sign step of a tenth
+      of the radius a batch and is drawn anew every `redraw` steps.
+  """
+
+  view: str = "random_blend"
+  weight: float = 1.0
+  temperature: float = 4.0
+  amplitude: float = 0.5
+  radius: float = 0.1
+  redraw: int = 100
+
+  def __post_init__(self):
+    if self.view not in VIEWS:
+      raise UserError(f"consistency.view is {self.view!r}; choose one of {', '.join(VIEWS)}.")
+    check_range("consistency.weight", self.weight, 0, 1e6)
+    check_range("consistency.temperature", self.temperature, 1e-3, 1e3)
+    check_range("consistency.amplitude", self.amplitude, 0, 1)
+    check_range("consistency.radius", self.radius, 0, 1)
+
+  def init_state(self, key, variables, example):
+    state = super().init_state(key, variables, example)
+    if self.view == "universal":
+      state["perturbation"] = self._draw(key, example.batch["image"].shape[1:])
+    return state
+
+  def _draw(self, key, shape):
+    return jax.random.uniform(key, shape, minval=-self.radius, maxval=self.radius)
+
+  def targets(self, frozen, batch, key):
+    answer = frozen["teacher"](batch["image"], train=False)[0].logits
+    return {"base": super().targets(frozen, batch, key), "answer": answer}
+
+  def loss(self, player, variables, state, batch, targets, key, step):
+    terms, aux = super().loss(player, variables, state, batch, targets["base"], key, step)
+    state = state if aux.state is None else aux.state
+    student, images = variables["student"], batch["image"]
+
+    def divergence(seen):
+      logits = student(seen, train=True, key=key)[0].logits
+      return losses.kl_divergence(targets["answer"], logits, self.temperature)
+
+    if self.view == "random_blend":
+      seen = views.random_blend(jax.random.fold_in(key, 1), images, self.amplitude)
+    else:
+      seen = views.shift(images, state["perturbation"])
+      state = {**state, "perturbation": self._worse(divergence, images, state, key, step)}
+      aux = aux.replace(state=state)
+    value = divergence(seen)
+    return {**terms, "consistency": (self.weight * value, jnp.ones_like(value))}, aux
+
+  def _worse(self, divergence, images, state, key, step):
+    """The perturbation after one ascent step on the student as it is; drawn anew now and then."""
+
+    def mean(perturbation):
+      return divergence(views.shift(images, perturbation)).mean()
+
+    found = views.ascend(mean, jax.lax.stop_gradient(state["perturbation"]), 0.1 * self.radius, self.radius)
+    fresh = self._draw(jax.random.fold_in(key, 2), found.shape)
+    return jax.lax.stop_gradient(jnp.where((step + 1) % self.redraw == 0, fresh, found))

@@ -1,0 +1,1 @@
+"""What a run leaves behind: results.json, metrics.jsonl, TensorBoard, report.html."""

@@ -1,0 +1,127 @@
+"""The sentences on top of a report: was the backdoor carried over, and was it removed?"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rkd_jax.reporting.formats import interval, percent
+from rkd_jax.reporting.table import Row
+
+# removed = worst ASR at most this, and worst carried ASR (where known) at most that
+REMOVED_ASR, REMOVED_CARRIED = 0.10, 0.05
+NO_TEACHER = "none"  # the control that was trained without one
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """`outcome`: removed, not removed, unknown; nothing to remove; carried over, not carried over."""
+
+  label: str
+  outcome: str
+  sentence: str
+
+
+def verdicts(table: Sequence[Row], target: str) -> list[Verdict]:
+  """One verdict per student that had a teacher, undefended ones first. `target`: in words."""
+  students = [row for row in table if row.method not in (None, NO_TEACHER)]
+  undefended = _undefended(students)
+  alone = next((row.mean("acc") for row in table if row.method == NO_TEACHER), None)
+  first = [_undefended_verdict(row, target) for row in undefended]
+  defended = [row for row in students if row not in undefended]
+  return first + [_defended_verdict(row, _reference(row, undefended), alone) for row in defended]
+
+
+def follows(row: Row | None) -> bool | None:
+  """Whether a backdoor shows in the network, by the thresholds; None where that is not known."""
+  asr = row.worst("asr") if row else None
+  if row is None or asr is None:
+    return None
+  carried = row.worst("carried_asr")
+  return asr > REMOVED_ASR or (carried is not None and carried > REMOVED_CARRIED)
+
+
+def carries(row: Row | None) -> bool | None:
+  """Whether the teacher put it there: by carried ASR where that is known, else by ASR."""
+  carried = row.worst("carried_asr") if row else None
+  return follows(row) if carried is None else carried > REMOVED_CARRIED
+
+
+def _undefended(students: Sequence[Row]) -> list[Row]:
+  bases = {row.base for row in students if row.base != row.method} | {"kd"}
+  return [row for row in students if row.method in bases]
+
+
+def _reference(row: Row, undefended: Sequence[Row]) -> Row | None:
+  own = [other for other in undefended if other.method == row.base]
+  return next(iter([*own, *undefended]), None)
+
+
+def _undefended_verdict(row: Row, target: str) -> Verdict:
+  who, carried = f"Undefended distillation ({row.label})", carries(row)
+  if carried is None:
+    text = f"{who}: unknown. Its attack success rate was not measured."
+    return Verdict(row.label, "unknown", text)
+  asr = f"{_worst(row)} of triggered images go to {target} ({_who(row)})"
+  at = f"at {_accuracy(row)}"
+  if carried:
+    return Verdict(row.label, "carried over", f"{who} carried the backdoor over: {asr}, {at}.")
+  text = f"{who} carried nothing over: {asr}, {at}{_natural(row)}."
+  return Verdict(row.label, "not carried over", text)
+
+
+def _defended_verdict(row: Row, reference: Row | None, alone: float | None) -> Verdict:
+  shows, there = follows(row), carries(reference)
+  if shows is None:
+    text = f"{row.label}: unknown. Its attack success rate was not measured."
+    return Verdict(row.label, "unknown", text)
+  facts = f"{_worst(row)} ({_who(row)}) at {_accuracy(row)}"
+  facts += _cost(row, alone)
+  if shows:
+    text = f"{row.label} did not remove the backdoor: ASR {facts}{_natural(row)}."
+    return Verdict(row.label, "not removed", text)
+  if there is False:
+    text = f"{row.label}: ASR {facts}. There was nothing to remove, so this is no cure."
+    return Verdict(row.label, "nothing to remove", text)
+  caveat = "" if there else " Whether undefended distillation would have carried it is unknown."
+  text = f"{row.label} removed the backdoor: ASR {facts}.{caveat}"
+  return Verdict(row.label, "removed", text)
+
+
+def _worst(row: Row) -> str:
+  worst = row.worst("asr")
+  cell = next(c for c in row.of("asr") if c.value == worst)
+  return " ".join(filter(None, (percent(worst), interval("asr", cell.ci95))))
+
+
+def _accuracy(row: Row) -> str:
+  kind = "mean accuracy" if len(row.of("acc")) > 1 else "accuracy"
+  return f"{percent(row.mean('acc'))} {kind}"
+
+
+def _who(row: Row) -> str:
+  cells = row.of("asr")
+  teachers = {c.seed if c.teacher_seed is None else c.teacher_seed for c in cells}
+  if len(cells) == 1:
+    return "one teacher"
+  if len(teachers) == 1:
+    return f"worst of {len(cells)} students of one teacher"
+  students = "" if len(cells) == len(teachers) else f", {len(cells)} students"
+  return f"worst of {len(teachers)} teachers{students}"
+
+
+def _natural(row: Row) -> str:
+  """A high ASR that a clean teacher's student shares is the trigger's doing, not the teacher's."""
+  carried = row.worst("carried_asr")
+  if carried is None:
+    return ""
+  if carried > REMOVED_CARRIED or (row.worst("asr") or 0) <= REMOVED_ASR:
+    return f"; carried ASR {percent(carried)}"
+  return (
+    f"; a clean teacher's student follows the trigger as often (carried ASR {percent(carried)})"
+  )
+
+
+def _cost(row: Row, alone: float | None) -> str:
+  acc = row.mean("acc")
+  if acc is None or alone is None or acc > alone:
+    return ""
+  return f", no better than without any teacher ({percent(alone)})"

@@ -1,0 +1,126 @@
+"""Checkpoints and deliveries on disk. The only file that imports Orbax."""
+
+import hashlib
+import logging
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from rkd_jax.errors import UserError
+
+Tree = Any
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save
+
+
+class Checkpoints:
+  """The last checkpoints of one phase. A kill at any moment leaves the newest whole one usable."""
+
+  def __init__(self, directory: pathlib.Path, keep: int = 2, warn: Callable[[str], None] = print):
+    self._warn, self._directory = warn, directory
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+    )
+    self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+  def save(self, step: int, state: Tree) -> None:
+    """Starts writing the state; returns once the arrays may be donated."""
+    if self._manager.latest_step() == step:
+      return
+    with explained(self._directory):
+      self._manager.save(step, args=ocp.args.StandardSave(flat(state)), force=True)
+
+  def restore(self, template: Tree) -> tuple[int, Tree] | None:
+    """The newest whole checkpoint as (step, state) in the template's structure and placement.
+
+    A checkpoint that cannot be read is dropped with a warning and the one before it is tried.
+    """
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        flat = self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(flat(template))))
+      except Exception as error:  # Orbax, TensorStore and the file system each raise their own
+        self._warn(
+          f"The checkpoint of step {step} in {self._directory} cannot be read "
+          f"({type(error).__name__}); going back to the one before it."
+        )
+        self._manager.delete(step)
+        continue
+      # The restored arrays may alias Orbax's host buffers; the state is donated, so it must own its.
+      flat = jax.tree.map(lambda leaf: leaf.copy(), flat)
+      return step, jax.tree.unflatten(jax.tree.structure(template), list(flat.values()))
+    return None
+
+  def latest(self) -> int | None:
+    """The newest checkpoint's step, readable or not."""
+    return self._manager.latest_step()
+
+  def close(self) -> None:
+    """Waits until everything is on disk."""
+    with explained(self._directory):
+      self._manager.wait_until_finished()
+      self._manager.close()
+
+
+def flat(tree: Tree) -> dict[str, Any]:
+  """{number and path: leaf} in the tree's own order: no node type of ours reaches the disk."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    f"{i:05d}:{jax.tree_util.keystr(path, simple=True, separator='.')}": leaf
+    for i, (path, leaf) in enumerate(leaves)
+  }
+
+
+def _abstract(tree: Tree) -> Tree:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def save_tree(directory: pathlib.Path, tree: Tree) -> None:
+  """Writes a tree of arrays as a whole or not at all."""
+  directory = directory.absolute()
+  if directory.exists():
+    shutil.rmtree(directory)
+  with explained(directory), ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(directory, tree)
+
+
+def load_tree(directory: pathlib.Path) -> Tree:
+  """A tree as `save_tree` wrote it, as host arrays."""
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    metadata = checkpointer.metadata(directory.absolute()).item_metadata
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(metadata.tree))
+    return checkpointer.restore(directory.absolute(), restore_args=arguments)
+
+
+def digest(tree: Tree) -> str:
+  """SHA-256 over names, types, shapes and bytes of a tree of arrays."""
+  sha = hashlib.sha256()
+  for name, leaf in flat(tree).items():
+    array = np.ascontiguousarray(jax.device_get(leaf))
+    sha.update(f"{name} {array.dtype} {array.shape};".encode())
+    sha.update(array.tobytes())
+  return sha.hexdigest()
+
+
+class explained:  # noqa: N801 (reads as a verb: `with explained(directory):`)
+  """Turns the errors of a full or read-only disk, whoever raises them, into one for people."""
+
+  WORDS = ("no space left", "resource_exhausted", "read-only file system", "permission denied", "quota")
+
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    text = str(error).lower()
+    if error is not None and any(word in text for word in self.WORDS):
+      reason = next(line for line in str(error).splitlines() if any(w in line.lower() for w in self.WORDS))
+      raise UserError(
+        f"Cannot write {self.path}: {reason.strip()[:300]}. Free some space (or choose another "
+        f"--workdir) and start the same command again: it goes on from the last checkpoint."
+      ) from error

@@ -1,0 +1,149 @@
+"""The only loop: evaluate and log -> save -> next batch -> update. Do not change the order.
+
+What happens at step k sees the state after k rounds and precedes round k, so a run that stops
+anywhere and starts again does everything once, in the same order, with the same numbers.
+"""
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from rkd_jax.errors import UserError
+from rkd_jax.training import start, update
+from rkd_jax.training.checkpoint import Checkpoints
+from rkd_jax.training.state import Program, TrainState
+
+Tree = Any
+SYNC_SECONDS = 0.5  # how far the host may run ahead of the device
+
+
+class Preempted(Exception):
+  """The process was asked to stop; everything is saved. `main` leaves with status 75."""
+
+
+class StopSignal:
+  """Whether SIGTERM or SIGINT has come. A second SIGINT interrupts at once."""
+
+  def __init__(self) -> None:
+    self.name = ""
+    self._old: dict[int, Any] = {}
+
+  def __enter__(self) -> "StopSignal":
+    try:
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._old[number] = signal.signal(number, self._note)
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+      pass
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+  def _note(self, number: int, _frame: Any) -> None:
+    if self.name and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.name = signal.Signals(number).name
+
+
+@dataclasses.dataclass
+class Hooks:
+  """What a phase's owner wants to do at the loop's seams.
+
+  Attributes:
+    evaluate: state -> {name: number}, added to each line of metrics.
+    log: (step, {name: number}), once for each line.
+    tick: step reached, for a progress bar; called at most a few times a second.
+  """
+
+  evaluate: Callable[[TrainState], Mapping[str, float]] = lambda state: {}
+  log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
+  tick: Callable[[int], None] = lambda step: None
+
+
+@dataclasses.dataclass
+class Phase:
+  """Everything that a running phase holds beside its state."""
+
+  program: Program
+  roles: Mapping[str, Any]
+  stream: Any
+  frozen: Tree
+  example: Any
+  log_every: int
+  save_every: int
+  hooks: Hooks = dataclasses.field(default_factory=Hooks)
+
+
+def train(
+  phase: Phase, state: TrainState, checkpoints: Checkpoints, stop: StopSignal, stopped: bool = False
+) -> TrainState:
+  """Runs the phase from wherever `state` stands to its end.
+
+  Args:
+    stopped: the restored state is where the method had stopped early.
+
+  Raises:
+    Preempted: a signal came; the state is saved.
+    UserError: the loss is not finite.
+  """
+  program, rounds, method = phase.program, phase.program.rounds, phase.program.method
+  step = restored = int(state.step)
+  synced = time.monotonic()
+  with jax.transfer_guard("disallow"):
+    while True:
+      at_line = step % phase.log_every == 0 or step == rounds
+      done = stopped or step == rounds
+      if at_line and step > restored:
+        metrics = read(state) | phase.hooks.evaluate(state)
+        check_finite(step, metrics)
+        done |= method.stop(metrics)
+        phase.hooks.log(step, metrics | ({"stopped": 1.0} if done and step < rounds else {}))
+        state = update.zero_metrics(program, state)
+      if stop.name or (step > restored and (step % phase.save_every == 0 or done)):
+        checkpoints.save(step, state)
+      if stop.name:
+        checkpoints.close()
+        raise Preempted(f"{stop.name} came at step {step} of {rounds}; the state is saved.")
+      if done:
+        return state
+      state = redrawn(phase, state, step)
+      state = update.play_round(program, state, phase.frozen, phase.stream.source(step))
+      step += 1
+      if time.monotonic() - synced > SYNC_SECONDS:
+        jax.block_until_ready(state.step)
+        synced = time.monotonic()
+        phase.hooks.tick(step)
+
+
+def redrawn(phase: Phase, state: TrainState, step: int) -> TrainState:
+  """At the start of an epoch, the state with the roles that the method draws anew."""
+  epoch, within = divmod(step, phase.stream.steps_per_epoch)
+  names = phase.program.method.reset(epoch) if epoch and not within else ()
+  if not names:
+    return state
+  with jax.transfer_guard("allow"):
+    return start.redraw(
+      phase.program, phase.roles, state, phase.frozen, names, phase.stream.seed, epoch, phase.example
+    )
+
+
+def read(state: TrainState) -> dict[str, float]:
+  """The means of what was counted since the last line."""
+  counted = jax.device_get(state.metrics)
+  return {name: float(total / n) if n else math.nan for name, (total, n) in counted.items()}
+
+
+def check_finite(step: int, metrics: Mapping[str, float]) -> None:
+  wrong = [name for name, value in metrics.items() if not math.isfinite(value) and "loss" in name]
+  if wrong:
+    raise UserError(
+      f"At step {step} {', '.join(wrong)} is not finite ({json.dumps({n: str(metrics[n]) for n in wrong})}). "
+      f"Lower optimizer.learning_rate, or set optimizer.clip (say 1.0)."
+    )

@@ -1,0 +1,172 @@
+"""From roles to a phase's first state: values, the method's state, the survey, cached targets."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rkd_jax.backdoors.base import Backdoor
+from rkd_jax.data.stream import Resident
+from rkd_jax.methods.base import Bound, Example, Role, implements
+from rkd_jax.models.network import Network
+from rkd_jax.training import sharding, update
+from rkd_jax.training.state import Program, TrainState, init_role, role_key
+
+Tree = Any
+SURVEY_BATCH = 256
+CACHE_MIB = 256
+
+
+def example_of(stream: Any, image_shape: tuple[int, ...], classes: int) -> Example:
+  """What a method may know of the stream's batches."""
+  if not stream.size:
+    return Example({}, 0, classes)
+  batch = {
+    "image": jax.ShapeDtypeStruct((stream.batch, *image_shape), jnp.float32),
+    "label": jax.ShapeDtypeStruct((stream.batch,), jnp.int32),
+    "index": jax.ShapeDtypeStruct((stream.batch,), jnp.int32),
+  }
+  return Example(batch, stream.size, classes)
+
+
+@functools.partial(jax.jit, static_argnames=("module",))
+def _fresh(module: Any, key: jax.Array) -> Tree:
+  return module.init(key)
+
+
+def values(
+  roles: Mapping[str, Role], given: Mapping[str, Tree], key: jax.Array, example: Example
+) -> dict[str, Tree]:
+  """{role: variables} of all roles that do not wait for the survey."""
+  made: dict[str, Tree] = {}
+  seen: dict[str, Any] = {}
+  for name, role in roles.items():
+    if name in given:
+      made[name] = given[name] if role.module is not None else {"params": given[name]}
+    elif role.from_state:
+      continue
+    elif role.player and not (role.copy or role.init) and isinstance(role.module, Network):
+      made[name] = _fresh(role.module, role_key(key, name))
+    else:
+      made[name] = init_role(name, role, role_key(key, name), seen, example)
+    tree = made[name]
+    seen[name] = tree["params"] if role.module is None else Bound(role.module, tree)
+  return made
+
+
+def begin(
+  program: Program, roles: Mapping[str, Role], given: Mapping[str, Tree], stream: Any,
+  example: Example, surveyed: bool = False,
+) -> tuple[TrainState, dict[str, Tree]]:  # fmt: skip
+  """The first state and the frozen roles, on the devices.
+
+  Args:
+    given: {role: variables} from earlier phases.
+    surveyed: a checkpoint will replace the state, so its survey is not run (only its structure
+      matters).
+  """
+  mesh, method = program.mesh, program.method
+  key = jax.random.fold_in(jax.random.key(stream.seed), update.INIT)
+  made = sharding.replicate(mesh, values(roles, given, key, example))
+  bound = method.materialize(program.bind(made))
+  memory = sharding.replicate(mesh, method.init_state(role_key(key, "state"), bound, example))
+  if implements(method, "survey") and not surveyed:
+    memory = run_survey(program, made, memory, stream)
+  late = {name: role.from_state(memory) for name, role in roles.items() if role.from_state}
+  late = {
+    name: tree if roles[name].module is not None else {"params": tree} for name, tree in late.items()
+  }
+  late = sharding.replicate(mesh, late)
+  trained = {name: made[name] for name, _ in program.players if name in made} | late
+  frozen = {name: tree for name, tree in made.items() if name not in trained}
+  chains = program.chains()
+  state = TrainState(
+    step=sharding.replicate(mesh, np.int32(0)),
+    roles=jax.tree.map(jnp.copy, trained),  # donated: must not share buffers with a delivery
+    optimizers=sharding.replicate(
+      mesh, {name: chain.init(trained[name]["params"]) for name, chain in chains.items()}
+    ),
+    method=memory,
+    metrics={},
+  )
+  return update.with_metrics(program, state, frozen, stream.source(0)), frozen
+
+
+def redraw(
+  program: Program, roles: Mapping[str, Role], state: TrainState, frozen: Tree, names: tuple[str, ...],
+  seed: int, epoch: int, example: Example,
+) -> TrainState:  # fmt: skip
+  """The state with these trained roles drawn anew, values and optimiser."""
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), update.INIT), epoch)
+  others = {**frozen, **{name: tree for name, tree in state.roles.items() if name not in names}}
+  given = {
+    name: tree if roles[name].module is not None else tree["params"] for name, tree in others.items()
+  }
+  made = values(roles, given, key, example)
+  new = sharding.replicate(program.mesh, {name: made[name] for name in names})
+  chains = program.chains()
+  fresh = {name: chains[name].init(new[name]["params"]) for name in names}
+  return state.replace(  # type: ignore[attr-defined]
+    roles={**state.roles, **new},
+    optimizers={**state.optimizers, **sharding.replicate(program.mesh, fresh)},
+  )
+
+
+def planned(program: Program, source: Mapping[str, Any], index: jax.Array) -> dict[str, jax.Array]:
+  """The rows `index` as planned, not augmented; `mask` is 0 on padding."""
+  size = source["rows"]["label"].shape[0]
+  inside = jnp.minimum(index, size - 1)
+  rows = {"index": inside} | {name: table[inside] for name, table in source["rows"].items()}
+  batch = update.look(program, source, sharding.split(program.mesh, rows), 0)
+  return {**batch, "index": index, "mask": (index < size).astype(jnp.float32)}
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="memory")
+def _survey(program: Program, made: Tree, memory: Tree, source: Tree, index: jax.Array) -> Tree:
+  method = program.method
+  key = update.phase_key(source["seed"], update.SURVEY, index[0])
+  variables = method.materialize(program.bind(made))
+  memory = method.survey(key, variables, memory, planned(program, source, index))
+  return sharding.keep_whole(program.mesh, memory)
+
+
+def run_survey(program: Program, made: Tree, memory: Tree, stream: Resident) -> Tree:
+  """The method's state after one pass over the data."""
+  source = {name: part for name, part in stream.source(0).items() if name != "order"}
+  for index in stream.in_order(SURVEY_BATCH):
+    memory = _survey(program, made, memory, source, index)
+  return memory
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def _targets(program: Program, frozen: Tree, source: Tree, index: jax.Array) -> Tree:
+  batch = planned(program, source, index)
+  del batch["mask"]
+  key = update.phase_key(source["seed"], update.TARGETS, 0)
+  return sharding.keep_whole(program.mesh, program.method.targets(program.bind(frozen), batch, key))
+
+
+def cache_targets(program: Program, frozen: Tree, stream: Any) -> None:
+  """Puts the targets of every example into the stream, where they never change and are small.
+
+  They never change when no image is augmented, no batch is regrouped and no trigger draws. Then the
+  frozen networks see each example once instead of once an epoch, with the same answers.
+  """
+  method, mesh = program.method, program.mesh
+  backdoor: Backdoor | None = stream.source(0).get("backdoor") if stream.size else None
+  moves = not program.augment.identity or implements(method, "batch")
+  draws = not method.cacheable or (backdoor is not None and backdoor.noisy)
+  if not stream.size or moves or draws or not implements(method, "targets"):
+    return
+  source = {name: part for name, part in stream.source(0).items() if name != "order"}
+  batches = list(stream.in_order(SURVEY_BATCH))
+  one = jax.eval_shape(functools.partial(_targets, program), frozen, source, batches[0])
+  size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one)) / SURVEY_BATCH
+  if not size or size * stream.size > CACHE_MIB * 2**20:
+    return
+  parts = [jax.device_get(_targets(program, frozen, source, index)) for index in batches]
+  table = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: stream.size], *parts)
+  stream.add(targets=sharding.replicate(mesh, table))
