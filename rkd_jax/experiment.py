@@ -85,7 +85,8 @@ class Story:
     position = list(self.config.seeds).index(seed)
     wanted = self.config.clean_teacher_seeds
     self.control = wanted < 0 or position < wanted
-    self.test = Split(runner.mesh, runner.dataset.test.images, self.config.eval_batch)
+    self.images = runner.dataset.test.images
+    self.test = Split(runner.mesh, self.images, self.config.eval_batch)
 
   def setup(self, clean_teacher: bool = False) -> recipes.Setup:
     return recipes.Setup(self.config, self.runner.dataset.fingerprint, self.seed, clean_teacher)
@@ -110,6 +111,7 @@ class Story:
     taught = self.config.all_labels_control and self.config.labels < 1
     everything = self.runner.finish(self.setup().supervised("clean")) if taught else None
     self.backdoor = self.runner.backdoor(self.seed)
+    self.triggered = Split(self.runner.mesh, self.images, self.config.eval_batch, self.backdoor)
     self.answers: dict[str, Answers] = {}
     truth = self.truth()
     students = {label: self.student(label, done) for label in self.specs}
@@ -162,8 +164,7 @@ class Story:
 
   def ask(self, name: str, network: Finished) -> Answers:
     if name not in self.answers:
-      triggered = network.predict(self.test, self.backdoor)
-      self.answers[name] = Answers(network.predict(self.test), triggered)
+      self.answers[name] = Answers(network.predict(self.test), network.predict(self.triggered))
     return self.answers[name]
 
   def save(self, truth: Truth, students: dict[str, Student]) -> None:
@@ -182,21 +183,14 @@ class Story:
     """The first victims of each class in turn, as images, with what everybody says of them."""
     rows = np.concatenate([np.flatnonzero((truth.labels == k) & truth.victims)[:1] for k in np.unique(truth.labels)])
     rows = rows[:SHOWN]
-    images = self.runner.dataset.test.images[rows]
-    arrays = {"clean": images, "triggered": self.triggered(images, rows), "labels": truth.labels[rows]}
+    pixels = {"clean": self.images[rows], "triggered": self.triggered.pixels()[rows]}
+    arrays = {**pixels, "labels": truth.labels[rows]}
     for name, answers in self.answers.items():
       if name == "teacher/poisoned" or name.endswith("/student"):
         shown = "teacher" if name.startswith("teacher") else name.removesuffix("/student")
         arrays[f"pred/{shown}/clean"] = answers.clean[rows]
         arrays[f"pred/{shown}/triggered"] = answers.triggered[rows]
     save_arrays(self.runner.workdir / "examples.npz", arrays)
-
-  def triggered(self, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    from rkd_jax.training import update
-
-    keys = update.example_keys(np.uint32(0), update.TRIGGER, 0, jax.numpy.asarray(rows))
-    found = self.backdoor.trigger(jax.numpy.asarray(images / 255.0, np.float32), keys, "test")
-    return np.asarray(np.round(found * 255), np.uint8)
 
 
 def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

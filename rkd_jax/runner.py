@@ -56,9 +56,9 @@ class Finished:
     variables = self.program.method.materialize(self.program.bind(self.trees))
     return self.program.method.deliver(variables, self.memory)[name]
 
-  def predict(self, split: Split, backdoor: Backdoor | None = None) -> np.ndarray:
-    """int32[N]: the class of every image of the split, triggered if a backdoor is given."""
-    return split.predict(self.program, self.trees, self.memory, backdoor)
+  def predict(self, split: Split) -> np.ndarray:
+    """int32[N]: the class of every image of the split."""
+    return split.predict(self.program, self.trees, self.memory)
 
 
 class Runner:

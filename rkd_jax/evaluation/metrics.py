@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
-_CHUNK = 1 << 22  # resampled entries held at once by the bootstrap
+_CHUNK = 1 << 20  # resampled entries held at once by the bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def share(hits: np.ndarray, members: np.ndarray | None = None) -> np.ndarray:
   if members is None:
     return np.mean(hits, -1)
   total = np.sum(members, -1, dtype=float)
-  return np.sum(hits, -1, where=members, dtype=float) / np.where(total == 0, np.nan, total)
+  return np.sum(hits * members, -1, dtype=float) / np.where(total == 0, np.nan, total)
 
 
 def paired_bootstrap(

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from rkd_jax.reporting.formats import percent
-
 COLOURS = 8  # how many the style sheet has
 _SHAPES = (  # drawn around (0, 0), about nine units wide
   "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z",
@@ -70,7 +68,7 @@ def curves(lines: Sequence[Line], name: str, share: bool) -> Markup:
   x, y = _scale(0, last or 1, 40, 212), _scale(low, max(high, low + 1e-9), 84, 10)
   body = Markup("")
   for value in (low, high):
-    body += _tick_y(y(value), percent(value) if share else f"{value:.3g}", 40, 212)
+    body += _tick_y(y(value), f"{100 * value:.0f}\u202f%" if share else f"{value:.3g}", 40, 212)
   body += Markup('<text class="end" x="212" y="100">{} steps</text>').format(f"{last:,.0f}")
   for index, line in enumerate(lines):
     path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in _thin(line.points))

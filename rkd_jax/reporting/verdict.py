@@ -8,6 +8,7 @@ from rkd_jax.reporting.table import Row
 
 # removed = worst ASR at most this, and worst carried ASR (where known) at most that
 REMOVED_ASR, REMOVED_CARRIED = 0.10, 0.05
+_NO_ASR = "No trigger is known, or its success was not measured for every seed."
 NO_TEACHER = "none"  # the control that was trained without one
 
 
@@ -58,7 +59,7 @@ def _reference(row: Row, undefended: Sequence[Row]) -> Row | None:
 def _undefended_verdict(row: Row, target: str) -> Verdict:
   who, carried = f"Undefended distillation ({row.label})", carries(row)
   if carried is None:
-    text = f"{who}: unknown. Its attack success rate was not measured."
+    text = f"{who}: unknown. {_NO_ASR}"
     return Verdict(row.label, "unknown", text)
   asr = f"{_worst(row)} of triggered images go to {target} ({_who(row)})"
   at = f"at {_accuracy(row)}"
@@ -71,7 +72,7 @@ def _undefended_verdict(row: Row, target: str) -> Verdict:
 def _defended_verdict(row: Row, reference: Row | None, alone: float | None) -> Verdict:
   shows, there = follows(row), carries(reference)
   if shows is None:
-    text = f"{row.label}: unknown. Its attack success rate was not measured."
+    text = f"{row.label}: unknown. {_NO_ASR}"
     return Verdict(row.label, "unknown", text)
   facts = f"{_worst(row)} ({_who(row)}) at {_accuracy(row)}"
   facts += _cost(row, alone)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -39,9 +40,10 @@ class Checkpoints:
 
     A checkpoint that cannot be read is dropped with a warning and the one before it is tried.
     """
+    wanted = flat(template)
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        flat = self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(flat(template))))
+        found = self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(wanted)))
       except Exception as error:  # Orbax, TensorStore and the file system each raise their own
         self._warn(
           f"The checkpoint of step {step} in {self._directory} cannot be read "
@@ -50,8 +52,8 @@ class Checkpoints:
         self._manager.delete(step)
         continue
       # The restored arrays may alias Orbax's host buffers; the state is donated, so it must own its.
-      flat = jax.tree.map(lambda leaf: leaf.copy(), flat)
-      return step, jax.tree.unflatten(jax.tree.structure(template), list(flat.values()))
+      leaves = jax.jit(lambda leaves: jax.tree.map(jnp.copy, leaves))([found[name] for name in wanted])
+      return step, jax.tree.unflatten(jax.tree.structure(template), leaves)
     return None
 
   def latest(self) -> int | None:

@@ -82,17 +82,18 @@ def begin(
   late = sharding.replicate(mesh, late)
   trained = {name: made[name] for name, _ in program.players if name in made} | late
   frozen = {name: tree for name, tree in made.items() if name not in trained}
-  chains = program.chains()
-  state = TrainState(
-    step=sharding.replicate(mesh, np.int32(0)),
-    roles=jax.tree.map(jnp.copy, trained),  # donated: must not share buffers with a delivery
-    optimizers=sharding.replicate(
-      mesh, {name: chain.init(trained[name]["params"]) for name, chain in chains.items()}
-    ),
-    method=memory,
-    metrics={},
-  )
+  trained, optimizers = _own(program, trained)
+  step = sharding.replicate(mesh, np.int32(0))
+  state = TrainState(step, trained, optimizers, memory, metrics={})
   return update.with_metrics(program, state, frozen, stream.source(0)), frozen
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def _own(program: Program, trees: dict[str, Tree]) -> tuple[dict[str, Tree], dict[str, Tree]]:
+  """The roles in buffers of their own (they will be donated), and their optimisers' first states."""
+  chains = {name: chain for name, chain in program.chains().items() if name in trees}
+  optimizers = {name: chain.init(trees[name]["params"]) for name, chain in chains.items()}
+  return sharding.keep_whole(program.mesh, (jax.tree.map(jnp.copy, trees), optimizers))
 
 
 def redraw(
@@ -107,11 +108,9 @@ def redraw(
   }
   made = values(roles, given, key, example)
   new = sharding.replicate(program.mesh, {name: made[name] for name in names})
-  chains = program.chains()
-  fresh = {name: chains[name].init(new[name]["params"]) for name in names}
+  new, optimizers = _own(program, new)
   return state.replace(  # type: ignore[attr-defined]
-    roles={**state.roles, **new},
-    optimizers={**state.optimizers, **sharding.replicate(program.mesh, fresh)},
+    roles={**state.roles, **new}, optimizers={**state.optimizers, **optimizers}
   )
 
 

@@ -63,6 +63,10 @@ class Program:
       for role, tree in trees.items()
     }
 
+  def asking(self) -> "Program":
+    """The program as far as predictions depend on it: those that agree in it share one compilation."""
+    return dataclasses.replace(self, optimizers=(), players=(), rounds=0, augment=Augment())
+
   def chains(self) -> dict[str, Any]:
     """{trained role: optax transformation}."""
     turns, players = dict(self.method.turns), dict(self.players)

@@ -216,7 +216,7 @@ def full(workdir, evil="0"):
   images = rng.integers(0, 256, (3, 8, 8, 1), np.uint8)
   predictions = {f"pred/{evil}/{kind}": np.array([0, 1, 9]) for kind in ("clean", "triggered")}
   with open(workdir / "examples.npz", "wb") as file:
-    np.savez(file, clean=images, triggered=255 - images, labels=np.array([0, 1, 2]), **predictions)
+    np.savez(file, clean=images, triggered=255 - images, labels=np.array([0, 1, 2]), **predictions)  # pyright: ignore[reportArgumentType]
   data = {"name": evil, "fingerprint": evil, "classes": [evil] * 3, "sizes": {evil: 3}}
   extra = {"config_name": evil, "command": evil, "git": {evil: evil}, "phases": phases}
   return page(workdir, cells, data=data, **extra)
