@@ -26,18 +26,22 @@ def default() -> ConfigDict:
   config.seeds = (0, 1, 2)  # each its own teacher, poison plan, data order and student
   config.methods = ("none", "kd", "agreement")
   config.labels = 0.05  # fraction of the training images that the defender has labels for
-  config.contamination = 0.02  # fraction of the defender's images that carry the trigger, unlabelled
+  config.contamination = (
+    0.02  # fraction of the defender's images that carry the trigger, unlabelled
+  )
   config.backdoor = "badnets"  # a file of backdoors/, or a method that delivers teacher and trigger
   config.target = 0  # the class that the trigger is to bring about
   config.clean_teacher_seeds = -1  # how many seeds also run the clean-teacher control (-1: all)
   config.all_labels_control = True  # the trigger's natural rate on a student taught all labels
-  config.data = ConfigDict({
-    "name": "digits",  # or "tfds:<name>"
-    "data_dir": "",  # where TFDS finds its data; "": its own default
-    "split_seed": 0,
-    "holdout": 0.1,  # clean hold-out and (where the data set has none) test: a fraction, or a count
-    "test": 0.2,
-  })
+  config.data = ConfigDict(
+    {
+      "name": "digits",  # or "tfds:<name>"
+      "data_dir": "",  # where TFDS finds its data; "": its own default
+      "split_seed": 0,
+      "holdout": 0.1,  # clean hold-out and (where the data set has none) test: a fraction, or a count
+      "test": 0.2,
+    }
+  )
   config.teacher = section("wideresnet-16-2", epochs=10, poison=0.1)
   config.student = section("wideresnet-10-1", epochs=10)
   config.labelled = section("", epochs=100)  # whatever trains on the labelled part alone
@@ -114,7 +118,9 @@ def network(config: ConfigDict, name: str, dataset: Dataset) -> Network:
   fields |= {"classes": dataset.classes, "dtype": jnp.dtype(config.dtype).type}
   fields |= {"bn_group": config.bn_group or None}
   known = {field: value for field, value in fields.items() if field in order}
-  return Network(lookup.build("models", kind, known), dataset.image_shape, dataset.mean, dataset.std)
+  return Network(
+    lookup.build("models", kind, known), dataset.image_shape, dataset.mean, dataset.std
+  )
 
 
 def digest(config: ConfigDict) -> str:

@@ -1,6 +1,5 @@
 """A run: for every seed and method its phases, then predictions, cells, results and the report."""
 
-import dataclasses
 import fcntl
 import json
 import pathlib
@@ -18,7 +17,6 @@ import rkd_jax
 from rkd_jax import config as configs
 from rkd_jax import recipes
 from rkd_jax.data import sources
-from rkd_jax.data.sources import Dataset
 from rkd_jax.errors import UserError
 from rkd_jax.evaluation import protocol
 from rkd_jax.evaluation.predictions import Split
@@ -32,7 +30,9 @@ from rkd_jax.runner import Finished, Runner
 SHOWN = 8  # test images in the report
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, name: str = "config", quiet: bool = False) -> pathlib.Path:
+def run(
+  config: ConfigDict, workdir: pathlib.Path, name: str = "config", quiet: bool = False
+) -> pathlib.Path:
   """Runs a config to its report, going on from whatever the workdir already holds.
 
   Args:
@@ -116,7 +116,13 @@ class Story:
     truth = self.truth()
     students = {label: self.student(label, done) for label in self.specs}
     if everything:
-      fields = {"method": "none", "base": None, "labels": 1.0, "threat": None, "contamination": None}
+      fields = {
+        "method": "none",
+        "base": None,
+        "labels": 1.0,
+        "threat": None,
+        "contamination": None,
+      }
       students["none/all"] = Student(fields, {"student": self.ask("none/all/student", everything)})
     teachers = {kind: self.ask(f"teacher/{kind}", phase) for kind, phase in teachers.items()}
     natural = self.ask("none/student", alone) if alone else None
@@ -145,7 +151,9 @@ class Story:
       "contamination": config.contamination if has_pool else None,
     }  # fmt: skip
     asked = {
-      clean: {net: self.ask(f"{label}/{net}" + "/clean_teacher" * clean, f) for net, f in nets.items()}
+      clean: {
+        net: self.ask(f"{label}/{net}" + "/clean_teacher" * clean, f) for net, f in nets.items()
+      }
       for (name, clean), nets in done.items()
       if name == label
     }
@@ -181,8 +189,8 @@ class Story:
 
   def save_examples(self, truth: Truth) -> None:
     """The first victims of each class in turn, as images, with what everybody says of them."""
-    rows = np.concatenate([np.flatnonzero((truth.labels == k) & truth.victims)[:1] for k in np.unique(truth.labels)])
-    rows = rows[:SHOWN]
+    classes = np.unique(truth.labels[truth.victims])
+    rows = np.array([np.flatnonzero(truth.labels == k)[0] for k in classes])[:SHOWN]
     pixels = {"clean": self.images[rows], "triggered": self.triggered.pixels()[rows]}
     arrays = {**pixels, "labels": truth.labels[rows]}
     for name, answers in self.answers.items():
@@ -230,11 +238,13 @@ class only_run:  # noqa: N801 (reads as a phrase: `with only_run(workdir):`)
     self.workdir = workdir
 
   def __enter__(self) -> None:
-    self.file = open(self.workdir / ".lock", "w")  # noqa: SIM115
+    self.file = open(self.workdir / ".lock", "w")
     try:
       fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-      raise UserError(f"Another run is at work in {self.workdir}. Wait for it, or choose another.") from error
+      raise UserError(
+        f"Another run is at work in {self.workdir}. Wait for it, or choose another."
+      ) from error
 
   def __exit__(self, *_) -> None:
     self.file.close()
@@ -275,7 +285,11 @@ def described(runner: Runner, finished: Finished) -> dict[str, Any]:
   """A phase's line in the manifest; its metrics are copied into the workdir."""
   phase = finished.phase
   given = dict(phase.given)
-  copy = runner.workdir / "metrics" / f"seed{phase.seed}-{phase.name.replace('/', '-')}-{phase.key[:8]}.jsonl"
+  copy = (
+    runner.workdir
+    / "metrics"
+    / f"seed{phase.seed}-{phase.name.replace('/', '-')}-{phase.key[:8]}.jsonl"
+  )
   copy.parent.mkdir(parents=True, exist_ok=True)
   atomic_write(copy, (finished.directory / "metrics.jsonl").read_bytes())
   teacher = given["teacher"].phase if "teacher" in given else None
@@ -295,6 +309,8 @@ def git_revision() -> str | None:
   folder = pathlib.Path(__file__).parent
   try:
     ask = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=40"]
-    return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return subprocess.run(
+      ask, capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
   except (OSError, subprocess.SubprocessError):
     return None

@@ -18,7 +18,9 @@ KINDS = {
 def names(kind: str) -> list[str]:
   """The names that `load(kind, name)` knows."""
   package = importlib.import_module(f"rkd_jax.{kind}")
-  return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in KINDS[kind][1])
+  return sorted(
+    m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in KINDS[kind][1]
+  )
 
 
 def load(kind: str, name: str) -> Any:
@@ -35,7 +37,9 @@ def load(kind: str, name: str) -> Any:
   except ModuleNotFoundError as error:
     if "." not in name:
       raise
-    raise UserError(f"Cannot import {name!r} ({error}). A name with a dot is a Python module.") from error
+    raise UserError(
+      f"Cannot import {name!r} ({error}). A name with a dot is a Python module."
+    ) from error
   except AttributeError as error:
     raise UserError(f"{module.__file__} defines no class {attribute!r}.") from error
 

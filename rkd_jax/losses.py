@@ -18,7 +18,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
 
 
-def kl_divergence(target_logits: jax.Array, logits: jax.Array, temperature: float = 1.0) -> jax.Array:
+def kl_divergence(
+  target_logits: jax.Array, logits: jax.Array, temperature: float = 1.0
+) -> jax.Array:
   """T^2 KL(softmax(target/T) || softmax(logits/T)), float[B] (Hinton et al. 2015, section 2.1).
 
   Args:
@@ -32,7 +34,9 @@ def kl_divergence(target_logits: jax.Array, logits: jax.Array, temperature: floa
   return temperature**2 * optax.losses.kl_divergence_with_log_targets(predicted, target)
 
 
-def mixed_cross_entropy(logits: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def mixed_cross_entropy(
+  logits: jax.Array, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
   """Cross-entropy of a batch's own labels, mixup included: (value[B], weight[B]).
 
   The weight is 1 where the example (and, under mixup, its partner) is labelled, else 0.

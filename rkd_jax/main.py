@@ -9,18 +9,32 @@ from ml_collections import config_flags
 
 from rkd_jax.errors import UserError, nearest
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(arg).", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; runs/<config>-<hash> by default.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "A file with get_config(arg).", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where everything goes; runs/<config>-<hash> by default."
+)
 _QUIET = flags.DEFINE_bool("quiet", False, "Say nothing but warnings.")
 
-TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: preempted, everything saved, start the same command again
+TRY_AGAIN = (
+  75  # EX_TEMPFAIL of sysexits.h: preempted, everything saved, start the same command again
+)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
   """Flags from the command line; a `UserError` for a key or a type that does not fit."""
   try:
     return flags.FLAGS(list(argv))
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+    ImportError,
+  ) as error:
     raise UserError(explain(argv, error)) from error
 
 
@@ -55,7 +69,9 @@ def main(argv: Sequence[str]) -> int:
   try:
     rest = parse(argv)
     if _CONFIG.value is None or len(rest) > 1:
-      raise UserError(f"Usage: {__doc__}" + (f"\nUnexpected: {' '.join(rest[1:])}" if rest[1:] else ""))
+      raise UserError(
+        f"Usage: {__doc__}" + (f"\nUnexpected: {' '.join(rest[1:])}" if rest[1:] else "")
+      )
     from rkd_jax import config as configs
     from rkd_jax import experiment
 

@@ -1,7 +1,7 @@
 """What a config's method means: a name -> the phases that make its student.
 
-A method without a recipe here is a recipe of one phase on the pool, so a new method stays one file.
-A recipe takes the `Setup` and its method's fields, and returns {network's name: Phase} in order; the
+A method without a recipe here is a recipe of one phase on the pool, so a new method stays one
+file. A recipe takes the `Setup` and its method's fields, and returns {network's name: Phase} in order; the
 last is "student". Keyword arguments with defaults are fields of the recipe itself.
 """
 
@@ -38,7 +38,12 @@ class Setup:
   clean_teacher: bool = False
 
   def phase(
-    self, name: str, method: Method, part: str, section: str, given: Mapping[str, Delivery] | None = None
+    self,
+    name: str,
+    method: Method,
+    part: str,
+    section: str,
+    given: Mapping[str, Delivery] | None = None,
   ) -> Phase:
     """A phase trained as the config's `section` says."""
     config = self.config
@@ -83,8 +88,10 @@ class Setup:
     fields = self.config.method.get(self.config.backdoor, ConfigDict()).to_dict()
     attack = make_method({"name": self.config.backdoor, "target": self.config.target} | fields)
     if "trigger" not in attack.delivers:
-      known = lookup.names("backdoors") + ["adba"]
-      raise UserError(f"{self.config.backdoor!r} is no backdoor. {nearest(self.config.backdoor, known)}")
+      known = [*lookup.names("backdoors"), "adba"]
+      raise UserError(
+        f"{self.config.backdoor!r} is no backdoor. {nearest(self.config.backdoor, known)}"
+      )
     return self.phase("teacher", attack, "clean", "teacher")
 
   def teacher_phase(self) -> Phase:
@@ -197,7 +204,9 @@ def phases(setup: Setup, spec: Mapping[str, Any]) -> Phases:
     try:
       return recipe(setup, **rest)
     except TypeError as error:
-      raise UserError(f"The method {spec['name']!r} does not take these fields: {error}.") from error
+      raise UserError(
+        f"The method {spec['name']!r} does not take these fields: {error}."
+      ) from error
   return {"student": setup.student("student", make_method(spec))}
 
 

@@ -122,7 +122,12 @@ class Runner:
   def parts(self, seed: int) -> Parts:
     config = self.config
     return Parts(
-      self.dataset, seed, config.labels, config.teacher.poison, config.contamination, self._planner()
+      self.dataset,
+      seed,
+      config.labels,
+      config.teacher.poison,
+      config.contamination,
+      self._planner(),
     )
 
   # One phase.
@@ -205,7 +210,14 @@ class Runner:
     ):
       hooks = loop.Hooks(self._evaluator(program, frozen), writer.write, tick)
       running = loop.Phase(
-        program, roles, stream, frozen, example, stream.steps_per_epoch, self.config.save_every, hooks
+        program,
+        roles,
+        stream,
+        frozen,
+        example,
+        stream.steps_per_epoch,
+        self.config.save_every,
+        hooks,
       )
       state = loop.train(running, state, checkpoints, stop, had_stopped(lines))
       jax.block_until_ready(state)

@@ -1,8 +1,14 @@
-"""Eight CPU devices, strict broadcasting, and absl flags as if `app.run` had parsed them."""
+"""Eight CPU devices, strict broadcasting, quick compilation, absl flags as if parsed."""
+
+import os
+
+# Compiling is most of a small test's time. Subprocesses inherit it, so bytes stay comparable.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 import jax
 from absl import flags
 
-jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read them

@@ -1,1 +1,1 @@
-"""Backdoors with a fixed trigger, one file each (`class Backdoor`). The contract is in `base.py`."""
+"""Backdoors with a fixed trigger, one file each (`class Backdoor`); the contract is `base.py`."""

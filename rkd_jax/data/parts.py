@@ -47,7 +47,7 @@ class Parts:
     wanted, free = round(self.contamination * self.size), self.size - len(self.labelled)
     if wanted > free:
       raise UserError(
-        f"config.contamination={self.contamination} means {wanted} triggered images, but only {free} "
+        f"config.contamination={self.contamination} means {wanted} triggered images, but {free} "
         f"of {self.size} are unlabelled (the labelled part is clean). Lower it, or config.labels."
       )
 
@@ -70,7 +70,8 @@ class Parts:
     if len(free):
       labels, seed = self.dataset.train.labels[free], seeds.fold(self.seed, "contamination")
       # The rate is of the whole pool; only unlabelled images are drawn.
-      kinds[free] = self.backdoor.plan(seed, labels, self.contamination * self.size / len(free))
+      wanted = round(self.contamination * self.size)
+      kinds[free] = self.backdoor.plan(seed, labels, wanted / len(free))
     return kinds
 
   def rows(self, part: str) -> Rows:
@@ -89,9 +90,13 @@ class Parts:
     if part == "pool":
       known = np.full_like(labels, -1)
       known[self.labelled] = labels[self.labelled]
-      return Rows(images, known, self.contaminated if (self.contaminated == POISONED).any() else None)
+      return Rows(
+        images, known, self.contaminated if (self.contaminated == POISONED).any() else None
+      )
     if part == "labelled":
       if not len(self.labelled):
-        raise UserError("config.labels is 0, but this method trains on the labelled part. Raise it.")
+        raise UserError(
+          "config.labels is 0, but this method trains on the labelled part. Raise it."
+        )
       return Rows(images[self.labelled], labels[self.labelled])
     raise UserError(f"No part of the data is called {part!r}; there are {', '.join(PARTS)}.")

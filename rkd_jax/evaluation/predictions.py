@@ -22,7 +22,9 @@ def _answer(program: Program, trees: Tree, memory: Tree, images: jax.Array) -> j
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _pixels(mesh: jax.sharding.Mesh, images: jax.Array, index: jax.Array, backdoor: Any) -> jax.Array:
+def _pixels(
+  mesh: jax.sharding.Mesh, images: jax.Array, index: jax.Array, backdoor: Any
+) -> jax.Array:
   """uint8 -> float32 in [0, 1], with the trigger at its test strength if there is a backdoor."""
   images = images.astype(jnp.float32) / 255
   if backdoor is not None:

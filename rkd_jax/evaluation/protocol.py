@@ -1,4 +1,4 @@
-"""Which cells a run has: from predictions and plans to numbers. Pure numpy; no network is asked here.
+"""Which cells a run has: from predictions and plans to numbers. Pure numpy; no network is asked.
 
 Every number is a function of what `predictions/seed<k>.npz` holds, so anyone can compute it again.
 """
@@ -18,7 +18,7 @@ Fields = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """One network's predictions int[N] on the test set, as it is and with the trigger on every image."""
+  """A network's predictions int[N] on the test set, as it is and with the trigger everywhere."""
 
   clean: np.ndarray
   triggered: np.ndarray
@@ -26,7 +26,7 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-  """What the predictions are measured against, int[N]: true classes, and where a trigger leads each."""
+  """What predictions are measured against, int[N]: true classes, and where a trigger leads."""
 
   labels: np.ndarray
   goals: np.ndarray
@@ -77,7 +77,9 @@ def rates(truth: Truth, answers: Answers, fields: Fields) -> list[Cell]:
 def against_teacher(truth: Truth, answers: Answers, teacher: Answers, fields: Fields) -> list[Cell]:
   """Fidelity (agreement on clean images) and the transfer ratio of ASRs."""
   same = metrics.fidelity(answers.clean, teacher.clean)
-  asr = [metrics.attack_success(a.triggered, truth.labels, truth.goals).value for a in (answers, teacher)]
+  asr = [
+    metrics.attack_success(a.triggered, truth.labels, truth.goals).value for a in (answers, teacher)
+  ]
   interval = bootstrap(
     lambda s, t, who: metrics.transfer_ratio(metrics.share(s, who), metrics.share(t, who)),
     fields, truth.hits(answers)["asr"], truth.hits(teacher)["asr"], truth.victims,
@@ -100,7 +102,9 @@ def carried(truth: Truth, answers: Answers, control: Answers | None, fields: Fie
     return metrics.carried(metrics.share(a, who), metrics.share(b, who))
 
   value = float(statistic(a, b, who)) if who.any() else None
-  return Cell(metric="carried_asr", **fields, **composite(value, bootstrap(statistic, fields, a, b, who)))
+  return Cell(
+    metric="carried_asr", **fields, **composite(value, bootstrap(statistic, fields, a, b, who))
+  )
 
 
 def defence(truth: Truth, answers: Answers, undefended: Answers, fields: Fields) -> list[Cell]:
@@ -114,11 +118,15 @@ def defence(truth: Truth, answers: Answers, undefended: Answers, fields: Fields)
 
     arrays = old["acc"], old[other], new["acc"], new[other], truth.victims
     value = float(statistic(*arrays)) if truth.victims.any() else None
-    cells.append(Cell(metric=name, **fields, **composite(value, bootstrap(statistic, fields, *arrays))))
+    cells.append(
+      Cell(metric=name, **fields, **composite(value, bootstrap(statistic, fields, *arrays)))
+    )
   return cells
 
 
-def kept(keep: np.ndarray, triggered: np.ndarray, victims: np.ndarray, fields: Fields) -> list[Cell]:
+def kept(
+  keep: np.ndarray, triggered: np.ndarray, victims: np.ndarray, fields: Fields
+) -> list[Cell]:
   """How much of the pool was kept, and how many of its triggered images outside the target class.
 
   Args:

@@ -1,7 +1,7 @@
 """ADBA: a teacher whose backdoor is trained to survive distillation (Ge et al., ACM MM 2021).
 
-The attacker trains, in turn, the teacher, a shadow student distilled from it on clean images, and the
-trigger that fools both. Delivers the teacher and the trigger.
+The attacker trains, in turn, the teacher, a shadow student distilled from it on clean images, and
+the trigger that fools both. Delivers the teacher and the trigger.
 """
 
 import dataclasses
@@ -46,7 +46,12 @@ class Method(base.Method):
     check_range("adba.temperature", self.temperature, 1e-3, 1e3)
 
   def roles(self, networks):
-    adam = {"name": "adam", "learning_rate": self.learning_rate, "weight_decay": 0.0, "schedule": "constant"}
+    adam = {
+      "name": "adam",
+      "learning_rate": self.learning_rate,
+      "weight_decay": 0.0,
+      "schedule": "constant",
+    }
     return {
       "teacher": base.Role(base.network(networks, "teacher"), player="teacher"),
       "shadow": base.Role(base.network(networks, "shadow"), player="shadow"),

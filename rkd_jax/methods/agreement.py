@@ -1,9 +1,9 @@
 """Agreement: teach only what a witness that never met the teacher would also say.
 
-A plug-in. Examples of the pool on which the witness and the teacher disagree get weight 0. Filtering
-by a second classifier is Brodley and Friedl's (1999); comparing a teacher with its student Yoshida
-and Fujino's (2020); here the witness is independent of the teacher, the filtered data are those of
-the distillation, and each round's student is the next round's witness.
+A plug-in. Examples of the pool on which the witness and the teacher disagree get weight 0.
+Filtering by a second classifier is Brodley and Friedl's (1999); comparing a teacher with its student
+Yoshida and Fujino's (2020); here the witness is independent of the teacher, the filtered data are
+those of the distillation, and each round's student is the next round's witness.
 
 It cannot see triggered images of the target class itself, triggers that also fool the witness, or a
 witness that learned from poisoned labels.
@@ -28,8 +28,8 @@ class Method(base.Plugin):
   Attributes:
     readmit: what may come back that an earlier round dropped: "always" whatever the new witness
       agrees on; "robust" what it also answers so under `robust_views` random blends; "never".
-    dropped: what is done with the rest: "weigh" (weight 0; still seen by BatchNorm) or "replace" (by
-      kept examples of the same batch, so that BatchNorm sees them alone).
+    dropped: what is done with the rest: "weigh" (weight 0; still seen by BatchNorm) or "replace"
+      (by kept examples of the same batch, so that BatchNorm sees them alone).
     robust_views, amplitude: of the blends, see `views.random_blend`.
   """
 
@@ -45,6 +45,10 @@ class Method(base.Plugin):
     if self.dropped not in ("weigh", "replace"):
       raise UserError(f"agreement.dropped is {self.dropped!r}; choose weigh or replace.")
     check_range("agreement.amplitude", self.amplitude, 0, 1)
+
+  @property
+  def cacheable(self) -> bool:
+    return self.base.cacheable  # replaced rows keep image and index together
 
   def roles(self, networks):
     witness = base.Role(base.network(networks, "student"))

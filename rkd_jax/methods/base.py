@@ -3,8 +3,8 @@
 Only `loss` is required. Everything is a pure function of arrays; a method's fields are its
 hyper-parameters, checked when it is made. `variables` maps a role's name to a `Bound` network that
 can be called (`variables["student"](images, train=True)`), or to a bare tree of arrays for a role
-without a module. A batch is a dict {image float32[B,H,W,C] in [0,1], label int32[B], index int32[B]};
-label is -1 where the defender has none.
+without a module. A batch is a dict {image float32[B,H,W,C] in [0,1], label int32[B], index
+int32[B]}; label is -1 where the defender has none.
 """
 
 import dataclasses
@@ -101,15 +101,19 @@ class Method:
     delivers: {name: role or entry of the state} that later phases may use.
     sam: radius of sharpness-aware minimisation (Foret et al. 2021), 0 for none; `sam_adaptive`
       scales it per parameter (ASAM, Kwon et al. 2021).
-    cacheable: whether `targets` of an example depend on its image alone (no key, no neighbours), so
-      that they may be computed once where images never change.
   """
 
   turns: ClassVar[tuple[tuple[str, int], ...]] = (("student", 1),)
   delivers: ClassVar[Mapping[str, str]] = {"student": "student"}
   sam: ClassVar[float] = 0.0
   sam_adaptive: ClassVar[bool] = False
-  cacheable: ClassVar[bool] = True
+
+  @property
+  def cacheable(self) -> bool:
+    """Whether the targets of an example depend on its image alone (no key, no label, no neighbours),
+    and `batch` keeps every image with its index: then they may be computed once where no image moves.
+    """
+    return not implements(self, "batch")
 
   def roles(self, networks: Mapping[str, Any]) -> dict[str, Role]:
     """Who takes part, in the order they are made. `networks`: the architectures the config names."""
@@ -204,8 +208,8 @@ class Plugin(Method):
     return self.base.sam_adaptive
 
   @property
-  def cacheable(self):  # type: ignore[override]
-    return self.base.cacheable
+  def cacheable(self) -> bool:
+    return self.base.cacheable and not implements(self, "batch")
 
   delivers: ClassVar[Mapping[str, str]] = {}
 

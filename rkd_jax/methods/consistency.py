@@ -1,9 +1,9 @@
 """Consistency: the student answers a perturbed view of an image as the teacher answers the image.
 
 A plug-in that adds one term. "random_blend" is Soft-Randomization (Arani et al. 2019) with a shared
-pattern; "universal" uses the worst universal perturbation found so far (UAP training, Shafahi et al.
-2020). It lowers the rate at which strong patterns fool a student; it does not undo a wrong label that
-the teacher gives to a triggered image of the pool.
+pattern; "universal" uses the worst universal perturbation found so far (UAP training, Shafahi et
+al. 2020). It lowers the rate at which strong patterns fool a student; it does not undo a wrong label
+that the teacher gives to a triggered image of the pool.
 """
 
 import dataclasses
@@ -83,6 +83,8 @@ class Method(base.Plugin):
     def mean(perturbation):
       return divergence(views.shift(images, perturbation)).mean()
 
-    found = views.ascend(mean, jax.lax.stop_gradient(state["perturbation"]), 0.1 * self.radius, self.radius)
+    found = views.ascend(
+      mean, jax.lax.stop_gradient(state["perturbation"]), 0.1 * self.radius, self.radius
+    )
     fresh = self._draw(jax.random.fold_in(key, 2), found.shape)
     return jax.lax.stop_gradient(jnp.where((step + 1) % self.redraw == 0, fresh, found))

@@ -36,7 +36,10 @@ class Method(base.Method):
     value, weight = losses.mixed_cross_entropy(outputs.logits, batch)
     soft = losses.kl_divergence(targets, outputs.logits, self.temperature)
     same = (outputs.logits.argmax(-1) == targets.argmax(-1)).astype(soft.dtype)
-    terms = {"ce": ((1 - self.alpha) * value, weight), "kl": (self.alpha * soft, jnp.ones_like(soft))}
+    terms = {
+      "ce": ((1 - self.alpha) * value, weight),
+      "kl": (self.alpha * soft, jnp.ones_like(soft)),
+    }
     return terms, base.Aux(batch_stats={"student": stats}, metrics={"train_fidelity": same})
 
 

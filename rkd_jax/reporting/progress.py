@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar with ETA per phase, or plain lines without a terminal."""
+"""What a person sees while a run goes on: a bar with ETA per phase; plain lines without a terminal."""
 
 import time
 from collections.abc import Iterator

@@ -52,7 +52,9 @@ class Checkpoints:
         self._manager.delete(step)
         continue
       # The restored arrays may alias Orbax's host buffers; the state is donated, so it must own its.
-      leaves = jax.jit(lambda leaves: jax.tree.map(jnp.copy, leaves))([found[name] for name in wanted])
+      leaves = jax.jit(lambda leaves: jax.tree.map(jnp.copy, leaves))(
+        [found[name] for name in wanted]
+      )
       return step, jax.tree.unflatten(jax.tree.structure(template), leaves)
     return None
 
@@ -93,7 +95,9 @@ def load_tree(directory: pathlib.Path) -> Tree:
   """A tree as `save_tree` wrote it, as host arrays."""
   with ocp.PyTreeCheckpointer() as checkpointer:
     metadata = checkpointer.metadata(directory.absolute()).item_metadata
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(metadata.tree))
+    arguments = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(metadata.tree)
+    )
     return checkpointer.restore(directory.absolute(), restore_args=arguments)
 
 
@@ -110,7 +114,13 @@ def digest(tree: Tree) -> str:
 class explained:  # noqa: N801 (reads as a verb: `with explained(directory):`)
   """Turns the errors of a full or read-only disk, whoever raises them, into one for people."""
 
-  WORDS = ("no space left", "resource_exhausted", "read-only file system", "permission denied", "quota")
+  WORDS = (
+    "no space left",
+    "resource_exhausted",
+    "read-only file system",
+    "permission denied",
+    "quota",
+  )
 
   def __init__(self, path: pathlib.Path):
     self.path = path
@@ -121,7 +131,9 @@ class explained:  # noqa: N801 (reads as a verb: `with explained(directory):`)
   def __exit__(self, kind, error, trace) -> None:
     text = str(error).lower()
     if error is not None and any(word in text for word in self.WORDS):
-      reason = next(line for line in str(error).splitlines() if any(w in line.lower() for w in self.WORDS))
+      reason = next(
+        line for line in str(error).splitlines() if any(w in line.lower() for w in self.WORDS)
+      )
       raise UserError(
         f"Cannot write {self.path}: {reason.strip()[:300]}. Free some space (or choose another "
         f"--workdir) and start the same command again: it goes on from the last checkpoint."

@@ -5,7 +5,6 @@ anywhere and starts again does everything once, in the same order, with the same
 """
 
 import dataclasses
-import json
 import math
 import signal
 import time
@@ -23,7 +22,7 @@ Tree = Any
 SYNC_SECONDS = 0.5  # how far the host may run ahead of the device
 
 
-class Preempted(Exception):
+class Preempted(Exception):  # noqa: N818 (not a mistake of anybody's)
   """The process was asked to stop; everything is saved. `main` leaves with status 75."""
 
 
@@ -130,7 +129,14 @@ def redrawn(phase: Phase, state: TrainState, step: int) -> TrainState:
     return state
   with jax.transfer_guard("allow"):
     return start.redraw(
-      phase.program, phase.roles, state, phase.frozen, names, phase.stream.seed, epoch, phase.example
+      phase.program,
+      phase.roles,
+      state,
+      phase.frozen,
+      names,
+      phase.stream.seed,
+      epoch,
+      phase.example,
     )
 
 
@@ -143,7 +149,8 @@ def read(state: TrainState) -> dict[str, float]:
 def check_finite(step: int, metrics: Mapping[str, float]) -> None:
   wrong = [name for name, value in metrics.items() if not math.isfinite(value) and "loss" in name]
   if wrong:
+    found = ", ".join(f"{name} is {metrics[name]}" for name in wrong)
     raise UserError(
-      f"At step {step} {', '.join(wrong)} is not finite ({json.dumps({n: str(metrics[n]) for n in wrong})}). "
+      f"Training diverged: at step {step} {found}. "
       f"Lower optimizer.learning_rate, or set optimizer.clip (say 1.0)."
     )

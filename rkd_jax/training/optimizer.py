@@ -40,7 +40,10 @@ class Optimizer:
   clip: float = 0.0
 
   def __post_init__(self):
-    for what, value, known in (("optimizer", self.name, NAMES), ("schedule", self.schedule, SCHEDULES)):
+    for what, value, known in (
+      ("optimizer", self.name, NAMES),
+      ("schedule", self.schedule, SCHEDULES),
+    ):
       if value not in known:
         raise UserError(f"No {what} is called {value!r}. {nearest(value, known)}")
     check_range("optimizer.learning_rate", self.learning_rate, 0, 1e3)
@@ -60,7 +63,9 @@ class Optimizer:
       after = optax.constant_schedule(self.learning_rate)
     if not warm:
       return after
-    return optax.join_schedules([optax.linear_schedule(0.0, self.learning_rate, warm), after], [warm])
+    return optax.join_schedules(
+      [optax.linear_schedule(0.0, self.learning_rate, warm), after], [warm]
+    )
 
   def chain(self, updates: int) -> optax.GradientTransformation:
     """The optax transformation."""

@@ -17,9 +17,14 @@ def make_mesh(devices: int = 0) -> Mesh:
   """A mesh with the one axis `data` over the first `devices` devices (0: all)."""
   found = jax.devices()
   if devices > len(found):
-    raise UserError(f"config.devices is {devices}, but JAX sees {len(found)} ({found[0].platform}).")
+    raise UserError(
+      f"config.devices is {devices}, but JAX sees {len(found)} ({found[0].platform})."
+    )
   return jax.make_mesh(
-    (devices or len(found),), ("data",), axis_types=(AxisType.Auto,), devices=found[: devices or None]
+    (devices or len(found),),
+    ("data",),
+    axis_types=(AxisType.Auto,),
+    devices=found[: devices or None],
   )
 
 

@@ -32,9 +32,10 @@ def example_of(stream: Any, image_shape: tuple[int, ...], classes: int) -> Examp
   return Example(batch, stream.size, classes)
 
 
-@functools.partial(jax.jit, static_argnames=("module",))
-def _fresh(module: Any, key: jax.Array) -> Tree:
-  return module.init(key)
+def fresh(network: Network, key: jax.Array) -> Tree:
+  """A network's first variables. Run once, so XLA need not spend its time on optimising it."""
+  quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  return jax.jit(network.init, compiler_options=quick)(key)
 
 
 def values(
@@ -49,7 +50,7 @@ def values(
     elif role.from_state:
       continue
     elif role.player and not (role.copy or role.init) and isinstance(role.module, Network):
-      made[name] = _fresh(role.module, role_key(key, name))
+      made[name] = fresh(role.module, role_key(key, name))
     else:
       made[name] = init_role(name, role, role_key(key, name), seen, example)
     tree = made[name]
@@ -77,7 +78,8 @@ def begin(
     memory = run_survey(program, made, memory, stream)
   late = {name: role.from_state(memory) for name, role in roles.items() if role.from_state}
   late = {
-    name: tree if roles[name].module is not None else {"params": tree} for name, tree in late.items()
+    name: tree if roles[name].module is not None else {"params": tree}
+    for name, tree in late.items()
   }
   late = sharding.replicate(mesh, late)
   trained = {name: made[name] for name, _ in program.players if name in made} | late
@@ -104,7 +106,8 @@ def redraw(
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), update.INIT), epoch)
   others = {**frozen, **{name: tree for name, tree in state.roles.items() if name not in names}}
   given = {
-    name: tree if roles[name].module is not None else tree["params"] for name, tree in others.items()
+    name: tree if roles[name].module is not None else tree["params"]
+    for name, tree in others.items()
   }
   made = values(roles, given, key, example)
   new = sharding.replicate(program.mesh, {name: made[name] for name in names})
@@ -151,14 +154,13 @@ def _targets(program: Program, frozen: Tree, source: Tree, index: jax.Array) -> 
 def cache_targets(program: Program, frozen: Tree, stream: Any) -> None:
   """Puts the targets of every example into the stream, where they never change and are small.
 
-  They never change when no image is augmented, no batch is regrouped and no trigger draws. Then the
+  They never change when no image is augmented, no batch is invented and no trigger draws. Then the
   frozen networks see each example once instead of once an epoch, with the same answers.
   """
   method, mesh = program.method, program.mesh
   backdoor: Backdoor | None = stream.source(0).get("backdoor") if stream.size else None
-  moves = not program.augment.identity or implements(method, "batch")
-  draws = not method.cacheable or (backdoor is not None and backdoor.noisy)
-  if not stream.size or moves or draws or not implements(method, "targets"):
+  moves = not program.augment.identity or (backdoor is not None and backdoor.noisy)
+  if not stream.size or moves or not method.cacheable or not implements(method, "targets"):
     return
   source = {name: part for name, part in stream.source(0).items() if name != "order"}
   batches = list(stream.in_order(SURVEY_BATCH))

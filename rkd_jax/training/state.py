@@ -35,7 +35,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """All that is compiled into a step. Hashable, so equal programs are compiled once per process.
+  """All that is compiled into a step. Hashable: equal programs are compiled once a process.
 
   Attributes:
     method: what is computed.
@@ -71,7 +71,8 @@ class Program:
     """{trained role: optax transformation}."""
     turns, players = dict(self.method.turns), dict(self.players)
     return {
-      role: optimizer.chain(self.rounds * turns[players[role]]) for role, optimizer in self.optimizers
+      role: optimizer.chain(self.rounds * turns[players[role]])
+      for role, optimizer in self.optimizers
     }
 
 
@@ -106,7 +107,9 @@ def make_program(
   )
 
 
-def init_role(name: str, role: Role, key: jax.Array, made: Mapping[str, Any], example: Example) -> Tree:
+def init_role(
+  name: str, role: Role, key: jax.Array, made: Mapping[str, Any], example: Example
+) -> Tree:
   """Fresh variables of one role ({"params": ...} also for a bare tree)."""
   if role.copy:
     source = made[role.copy]

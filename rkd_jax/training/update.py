@@ -67,7 +67,9 @@ def prepare(program: Program, state: TrainState, frozen: Tree, source: Tree):
   return state.replace(method=memory), batch, targets  # type: ignore[attr-defined]
 
 
-def reduce_terms(terms: Mapping[str, Any]) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+def reduce_terms(
+  terms: Mapping[str, Any],
+) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
   """(sum of the terms' weighted means, {name: (sum, count)}) over the global batch.
 
   The count of a logged loss term is 1: each batch weighs the same in the log, as in the loss.
@@ -118,7 +120,9 @@ def turn(
   params = {role: state.roles[role]["params"] for role in mine}
   grads, (aux, metrics) = jax.grad(objective, has_aux=True)(params)
   if method.sam:
-    grads, _ = jax.grad(objective, has_aux=True)(climb(params, grads, method.sam, method.sam_adaptive))
+    grads, _ = jax.grad(objective, has_aux=True)(
+      climb(params, grads, method.sam, method.sam_adaptive)
+    )
 
   roles, optimizers = dict(state.roles), dict(state.optimizers)
   chains = program.chains()
@@ -138,7 +142,8 @@ def turn(
       roles=roles,
       optimizers=optimizers,
       method=state.method if aux.state is None else aux.state,
-      metrics=state.metrics | {name: add(state.metrics.get(name), new) for name, new in metrics.items()},
+      metrics=state.metrics
+      | {name: add(state.metrics.get(name), new) for name, new in metrics.items()},
     ),
   )
 
@@ -163,8 +168,8 @@ def schedule(program: Program) -> list[str]:
   return [player for player, often in program.method.turns for _ in range(often)]
 
 
-@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
-def _round(program: Program, state: TrainState, frozen: Tree, source: Tree) -> TrainState:
+def one_round(program: Program, state: TrainState, frozen: Tree, source: Tree) -> TrainState:
+  """A whole round as one pure function."""
   state, batch, targets = prepare(program, state, frozen, source)
   number = 0
   for player, often in program.method.turns:
@@ -177,8 +182,11 @@ def _round(program: Program, state: TrainState, frozen: Tree, source: Tree) -> T
   return ended(state)
 
 
+_round = functools.partial(jax.jit, static_argnames="program", donate_argnames="state")(one_round)
 _prepare = functools.partial(jax.jit, static_argnames="program", donate_argnames="state")(prepare)
-_turn = functools.partial(jax.jit, static_argnames=("program", "player"), donate_argnames="state")(turn)
+_turn = functools.partial(jax.jit, static_argnames=("program", "player"), donate_argnames="state")(
+  turn
+)
 _ended = functools.partial(jax.jit, donate_argnames="state")(ended)
 
 
@@ -201,7 +209,14 @@ def _on_device(mesh: jax.sharding.Mesh, number: int) -> jax.Array:
 
 def with_metrics(program: Program, state: TrainState, frozen: Tree, source: Tree) -> TrainState:
   """The state with a zero for everything that a round logs, so that its structure never changes."""
-  after = jax.eval_shape(functools.partial(_round.__wrapped__, program), state, frozen, source)
+
+  def each_player_once(state: TrainState, frozen: Tree, source: Tree) -> TrainState:
+    state, batch, targets = prepare(program, state, frozen, source)
+    for player, _ in program.method.turns:
+      state = turn(program, player, state, frozen, batch, targets, source["seed"], jnp.int32(0))
+    return state
+
+  after = jax.eval_shape(each_player_once, state, frozen, source)
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), after.metrics)
   return state.replace(metrics=sharding.replicate(program.mesh, zeros))  # type: ignore[attr-defined]
 
