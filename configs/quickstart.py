@@ -12,6 +12,7 @@ backdoor (10 % of their training images), 1,100 unlabelled images of which 2 % c
 from ml_collections import ConfigDict
 
 from rkd_jax import config as base
+from rkd_jax.errors import UserError
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -29,5 +30,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.student.epochs = 1
     config.labelled.steps = 5
   elif arg:
-    raise ValueError(f"quickstart takes no argument {arg!r}; there is: smoke")
+    raise UserError(f"quickstart takes no argument {arg!r}; there is: smoke")
   return config

@@ -17,12 +17,13 @@ from rkd_jax.data.augment import Augment
 from rkd_jax.data.sources import Dataset
 from rkd_jax.errors import UserError, check_range, nearest
 from rkd_jax.models.network import Network
+from rkd_jax.phases import Config
 from rkd_jax.training.optimizer import Optimizer
 
 
-def default() -> ConfigDict:
+def default() -> Config:
   """Every key of a run's config, with its default."""
-  config = ConfigDict()
+  config: Config = ConfigDict()
   config.seeds = (0, 1, 2)  # each its own teacher, poison plan, data order and student
   config.methods = ("none", "kd", "agreement")
   config.labels = 0.05  # fraction of the training images that the defender has labels for
@@ -38,7 +39,7 @@ def default() -> ConfigDict:
       "name": "digits",  # or "tfds:<name>"
       "data_dir": "",  # where TFDS finds its data; "": its own default
       "split_seed": 0,
-      "holdout": 0.1,  # clean hold-out and (where the data set has none) test: a fraction, or a count
+      "holdout": 0.1,  # clean hold-out, and test where the data set has none: a fraction or a count
       "test": 0.2,
     }
   )
@@ -58,7 +59,7 @@ def default() -> ConfigDict:
   return config
 
 
-def section(network: str, **changes: Any) -> ConfigDict:
+def section(network: str, **changes: Any) -> Config:
   """How one kind of phase trains."""
   fields = {
     "network": network,  # a file of models/ and its first fields: "wideresnet-16-2"
@@ -77,14 +78,20 @@ def trigger_fields(name: str) -> dict[str, Any]:
   return {f.name: f.default for f in dataclasses.fields(part) if f.name != "target"}
 
 
-def check(config: ConfigDict) -> None:
+def normalise(config: Config) -> None:
+  """`--config.methods=none,kd` arrives as one string; makes it two."""
+  config.methods = tuple(part for name in config.methods for part in name.split(",") if part)
+
+
+def check(config: Config) -> None:
   """Raises a `UserError` for what can be known to be wrong before any work."""
   check_range("config.labels", config.labels, 0, 1)
   check_range("config.contamination", config.contamination, 0, 1)
   check_range("config.teacher.poison", config.teacher.poison, 0, 1)
   if not config.seeds:
     raise UserError("config.seeds is empty; give at least one, as --config.seeds=0,1,2")
-  if len(set(config.seeds)) < len(config.seeds) or any(s < 0 for s in config.seeds):
+  whole = all(isinstance(seed, int) and seed >= 0 for seed in config.seeds)
+  if not whole or len(set(config.seeds)) < len(config.seeds):
     raise UserError(f"config.seeds={config.seeds}: seeds are distinct whole numbers >= 0.")
   for key in ("teacher", "student", "labelled"):
     part = config[key]
@@ -103,7 +110,7 @@ def delivers_trigger(name: str) -> bool:
   return name in lookup.names("methods") and "trigger" in lookup.load("methods", name).delivers
 
 
-def network(config: ConfigDict, name: str, dataset: Dataset) -> Network:
+def network(config: Config, name: str, dataset: Dataset) -> Network:
   """The architecture "file-a-b" for this data: the file's first fields are a, b."""
   kind, *numbers = name.split("-")
   part = lookup.load("models", kind)
@@ -123,7 +130,7 @@ def network(config: ConfigDict, name: str, dataset: Dataset) -> Network:
   )
 
 
-def digest(config: ConfigDict) -> str:
+def digest(config: Config) -> str:
   """Eight hex digits over the config."""
   text = json.dumps(config.to_dict(), sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -33,15 +33,15 @@ def load(kind: str, name: str) -> Any:
     raise UserError(f"No {attribute.lower()} is called {name!r}. {nearest(name, names(kind))}")
   try:
     module = importlib.import_module(name if "." in name else f"rkd_jax.{kind}.{name}")
-    return getattr(module, attribute)
   except ModuleNotFoundError as error:
     if "." not in name:
       raise
     raise UserError(
       f"Cannot import {name!r} ({error}). A name with a dot is a Python module."
     ) from error
-  except AttributeError as error:
-    raise UserError(f"{module.__file__} defines no class {attribute!r}.") from error
+  if not hasattr(module, attribute):
+    raise UserError(f"{module.__file__} defines no class {attribute!r}.")
+  return getattr(module, attribute)
 
 
 def build(kind: str, name: str, fields: dict[str, Any]) -> Any:

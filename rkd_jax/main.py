@@ -1,93 +1,90 @@
 """python -m rkd_jax.main --config configs/quickstart.py [--config.key=value ...] [--workdir DIR]"""
 
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from rkd_jax.errors import UserError, nearest
+from rkd_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file with get_config(arg).", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where everything goes; runs/<config>-<hash> by default."
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The workdir; runs/<config>-<hash> by default.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Say nothing but warnings.")
 
-TRY_AGAIN = (
-  75  # EX_TEMPFAIL of sysexits.h: preempted, everything saved, start the same command again
-)
+WRONG, TRY_AGAIN, INTERRUPTED = 2, 75, 130  # 75: EX_TEMPFAIL, everything saved, start again
 
 
-def parse(argv: Sequence[str]) -> list[str]:
-  """Flags from the command line; a `UserError` for a key or a type that does not fit."""
+def parse(argv: Sequence[str]) -> tuple[ConfigDict, str]:
+  """(config, its name) from the command line; a `UserError` for whatever does not fit."""
   try:
-    return flags.FLAGS(list(argv))
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OSError,
-    ImportError,
-  ) as error:
+    rest = flags.FLAGS(list(argv))[1:]
+    config = _CONFIG.value
+    file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    if config is not None:
+      config.to_dict()  # a file that could not be loaded fails only when it is used
+  except UserError:
+    raise
+  except Exception as error:  # absl, ml_collections and the config file each raise their own
     raise UserError(explain(argv, error)) from error
+  if config is None or rest:
+    raise UserError(f"Usage: {__doc__}" + (f"\nUnexpected: {' '.join(rest)}" if rest else ""))
+  return config, pathlib.Path(file).stem
 
 
-def explain(argv: Sequence[str], error: Exception) -> str:
-  """What is wrong with the command line."""
-  config = _CONFIG.value if flags.FLAGS.is_parsed() or _CONFIG.present else None
-  for argument in argv[1:]:
-    key = argument.partition("=")[0]
-    if key.startswith("--config.") and config is not None:
-      known = flattened(config)
-      name = key.removeprefix("--")
-      if name not in known:
-        return f"There is no key {name}. {nearest(name, known).split(' There are:')[0]}"
-  return str(error) or type(error).__name__
-
-
-def config_file() -> pathlib.Path:
-  """The file that --config names, without the argument behind its colon."""
-  return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
-
-
-def flattened(config) -> list[str]:
-  from rkd_jax.config import flatten
-
-  return list(flatten(config.to_dict()))
+def explain(argv: Sequence[str], error: BaseException) -> str:
+  """What is wrong with a command line, from the error that parsing it raised."""
+  text = str(error).replace("\\'", "'").replace("\\n", "\n")
+  if missing := re.match(r"\W*'(\w+)'\W*(Did you mean \"\w+\")?", text):
+    given = next((a for a in argv if a.partition("=")[0].endswith(f".{missing[1]}")), "")
+    hint = f" {missing[2]}?" if missing[2] else ""
+    return (
+      f"The config has no key {missing[1]!r} ({given}).{hint} All keys are in rkd_jax/config.py."
+    )
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  if "Failed loading config file" in text:
+    wanted = next((a for a in argv if a.startswith("--config")), "--config")
+    return f"Cannot load the config ({wanted}): {lines[-1]}"
+  return lines[-1] if "Traceback" in text else text
 
 
 def main(argv: Sequence[str]) -> int:
   """Parses, runs, and turns what goes wrong into a message and a status."""
-  from rkd_jax.training.loop import Preempted
+  try:
+    config, name = parse(argv)
+    from rkd_jax import (
+      config as configs,
+    )  # JAX is imported once the command line is known to be right
+    from rkd_jax import experiment
+    from rkd_jax.training.loop import Preempted
+  except UserError as error:
+    return failed(error)
 
   try:
-    rest = parse(argv)
-    if _CONFIG.value is None or len(rest) > 1:
-      raise UserError(
-        f"Usage: {__doc__}" + (f"\nUnexpected: {' '.join(rest[1:])}" if rest[1:] else "")
-      )
-    from rkd_jax import config as configs
-    from rkd_jax import experiment
-
-    name = config_file().stem
-    workdir = _WORKDIR.value or f"runs/{name}-{configs.digest(_CONFIG.value)}"
-    experiment.run(_CONFIG.value, pathlib.Path(workdir), name, _QUIET.value)
+    workdir = _WORKDIR.value or f"runs/{name}-{configs.digest(config)}"
+    experiment.run(config, pathlib.Path(workdir), name, _QUIET.value)
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    return failed(error)
+  except OSError as error:
+    return failed(
+      f"{error.strerror or error}: {error.filename or 'a file'}. Nothing is half-written."
+    )
   except Preempted as error:
     print(f"{error} Start the same command again to go on.", file=sys.stderr)
     return TRY_AGAIN
   except KeyboardInterrupt:
-    print("interrupted: start the same command again to go on.", file=sys.stderr)
-    return 130
+    print("Interrupted. Start the same command again to go on.", file=sys.stderr)
+    return INTERRUPTED
   return 0
+
+
+def failed(error: UserError | str) -> int:
+  print(f"error: {error}", file=sys.stderr)
+  return WRONG
 
 
 def cli() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import rkd_jax
 from rkd_jax.methods.base import Method
 
+Config = Any  # a locked ml_collections.ConfigDict, whose own type says too little of its values
+
 
 @dataclasses.dataclass(frozen=True)
 class Delivery:

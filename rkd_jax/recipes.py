@@ -1,8 +1,8 @@
 """What a config's method means: a name -> the phases that make its student.
 
 A method without a recipe here is a recipe of one phase on the pool, so a new method stays one
-file. A recipe takes the `Setup` and its method's fields, and returns {network's name: Phase} in order; the
-last is "student". Keyword arguments with defaults are fields of the recipe itself.
+file. A recipe takes the `Setup` and its method's fields, and returns {network's name: Phase} in
+order; the last is "student". Keyword arguments with defaults are fields of the recipe itself.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rkd_jax import lookup
 from rkd_jax.errors import UserError, nearest
 from rkd_jax.methods.base import Method, Plugin
-from rkd_jax.phases import Delivery, Phase
+from rkd_jax.phases import Config, Delivery, Phase
 
 Phases = dict[str, Phase]
 
@@ -29,10 +29,10 @@ class Setup:
     config: the run's.
     fingerprint: of the data.
     seed: whose teacher, plans, orders and students these are.
-    clean_teacher: the control, whose teacher was trained without poison (pool and trigger the same).
+    clean_teacher: the control: a teacher trained without poison, all else the same.
   """
 
-  config: ConfigDict
+  config: Config
   fingerprint: str
   seed: int
   clean_teacher: bool = False
@@ -62,10 +62,9 @@ class Setup:
         "contamination": config.contamination if part == "pool" else None,
         "made_by": self.poisoned_teacher().key if part == "pool" and self.learned else None,
       }
-    return Phase(
-      name=name, method=method, part=part, section=section, given=tuple(sorted((given or {}).items())),
-      seed=self.seed, settings=json.dumps(settings, sort_keys=True),
-    )  # fmt: skip
+    deliveries = tuple(sorted((given or {}).items()))
+    text = json.dumps(settings, sort_keys=True)
+    return Phase(name, method, part, section, deliveries, self.seed, text)
 
   def networks(self, section: str) -> dict[str, str]:
     """{role: architecture's name} that a phase of this section may use.
@@ -174,7 +173,7 @@ def fields(name: str) -> dict[str, Any]:
   return found
 
 
-def specs(config: ConfigDict) -> dict[str, dict[str, Any]]:
+def specs(config: Config) -> dict[str, dict[str, Any]]:
   """{label: {"name": ..., fields}} of the methods that the config compares, bases filled in."""
   if "name" in config.method:
     return {config.method.name: resolved(config, config.method.to_dict())}
@@ -187,7 +186,7 @@ def specs(config: ConfigDict) -> dict[str, dict[str, Any]]:
   return found
 
 
-def resolved(config: ConfigDict, spec: dict[str, Any]) -> dict[str, Any]:
+def resolved(config: Config, spec: dict[str, Any]) -> dict[str, Any]:
   """The spec with a base that is named replaced by that method's own fields in the config."""
   base = spec.get("base")
   if isinstance(base, str):

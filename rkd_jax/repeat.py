@@ -1,7 +1,8 @@
 """One way to loop over convolutions: inner ascents, attacks, several steps per dispatch.
 
 On CPU XLA runs a convolution inside `scan` or `while` some twenty times slower than outside, so
-there the loop is unrolled (inside a program) or stays on the host (outside one). Accelerators get a loop.
+there the loop is unrolled (inside a program) or stays on the host (outside one). Accelerators get a
+loop.
 """
 
 from collections.abc import Callable

@@ -4,9 +4,7 @@ An artefact is a directory: `final/` (the roles and the method's state), `metric
 `done.json`, written last. A phase that is interrupted goes on from `checkpoints/`.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
 import pathlib
@@ -20,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rkd_jax import config as configs
-from rkd_jax import lookup
+from rkd_jax import lookup, workdir
 from rkd_jax.backdoors import learned
 from rkd_jax.backdoors.base import Backdoor
 from rkd_jax.data import seeds
@@ -29,11 +27,11 @@ from rkd_jax.data.parts import Parts
 from rkd_jax.data.sources import Dataset
 from rkd_jax.data.stream import Nothing, Resident
 from rkd_jax.evaluation.predictions import Split
-from rkd_jax.phases import Delivery, Phase
+from rkd_jax.phases import Config, Delivery, Phase
 from rkd_jax.recipes import Setup
 from rkd_jax.reporting.files import read_json, write_json
 from rkd_jax.reporting.progress import Reporter
-from rkd_jax.reporting.writer import MetricsWriter
+from rkd_jax.reporting.writer import MetricsWriter, read_lines
 from rkd_jax.training import checkpoint, loop, sharding, start
 from rkd_jax.training.optimizer import Optimizer
 from rkd_jax.training.state import Program, make_program
@@ -64,12 +62,19 @@ class Finished:
 class Runner:
   """Makes phases of one config on one data set."""
 
-  def __init__(self, config: ConfigDict, dataset: Dataset, workdir: pathlib.Path, say: Reporter):
-    self.config, self.dataset, self.workdir, self.say = config, dataset, workdir, say
+  def __init__(self, config: Config, dataset: Dataset, directory: pathlib.Path, say: Reporter):
+    self.config, self.dataset, self.workdir, self.say = config, dataset, directory, say
     self.mesh = sharding.make_mesh(config.devices)
-    self.teachers = pathlib.Path(config.teachers_dir or workdir.parent / "teachers")
+    self.teachers = pathlib.Path(config.teachers_dir or directory.parent / "teachers")
     self.holdout = Split(self.mesh, dataset.holdout.images, config.eval_batch)
     self._done: dict[str, Finished] = {}
+
+  def check(self) -> None:
+    """Makes every seed's plans and networks now, so that mistakes show before any training."""
+    for seed in self.config.seeds:
+      self.parts(seed)
+    for role in ("teacher", "student"):
+      configs.network(self.config, self.config[role].network, self.dataset).shapes()
 
   def finish(self, phase: Phase) -> Finished:
     """The phase's result; trains it where there is none."""
@@ -79,7 +84,7 @@ class Runner:
       if self.setup(phase).learned and phase.part == "pool" and self.config.contamination:
         self.finish(self.setup(phase).poisoned_teacher())
       directory = self.directory(phase)
-      with locked(directory, self.say):
+      with workdir.making(directory, self.say.say):
         self._done[phase.key] = self._load(phase, directory) or self._train(phase, directory)
     return self._done[phase.key]
 
@@ -236,7 +241,8 @@ class Runner:
     return evaluate
 
   def _deliver(
-    self, phase: Phase, directory: pathlib.Path, program: Program, state: Any, frozen: Tree, record: dict
+    self, phase: Phase, directory: pathlib.Path, program: Program, state: Any, frozen: Tree,
+    record: dict[str, Any],
   ) -> Finished:  # fmt: skip
     saved = {"roles": state.roles, "state": checkpoint.flat(state.method)}
     checkpoint.save_tree(directory / "final", saved)
@@ -248,8 +254,7 @@ class Runner:
 
 def had_stopped(lines: pathlib.Path) -> bool:
   """Whether the last line kept is that of a method which stopped early."""
-  kept = lines.read_text().splitlines()
-  return bool(kept) and "stopped" in json.loads(kept[-1])
+  return "stopped" in (read_lines(lines) or [{}])[-1]
 
 
 def refill(template: Tree, saved: Tree) -> Tree:
@@ -259,16 +264,3 @@ def refill(template: Tree, saved: Tree) -> Tree:
   shapes = [leaf.shape for leaf in leaves], [leaf.shape for leaf in found]
   assert shapes[0] == shapes[1], f"an artefact of the same key has other shapes: {shapes}"
   return jax.tree.unflatten(structure, found)
-
-
-@contextlib.contextmanager
-def locked(directory: pathlib.Path, say: Reporter) -> Iterator[None]:
-  """One process at a time makes an artefact; others wait and then find it done."""
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  with open(directory.parent / f".{directory.name}.lock", "w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      say.say(f"Another process is making {directory}; waiting for it.")
-      fcntl.flock(file, fcntl.LOCK_EX)
-    yield

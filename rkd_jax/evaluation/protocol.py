@@ -179,8 +179,9 @@ def seed_cells(
       cells.append(Cell(metric="natural_rate", **fields, **rate.fields()))
     if has_teacher:
       cells.append(carried(truth, last, student.control.get("student"), fields))
-    if student.undefended in students and student.undefended != own["method"]:
-      base = students[student.undefended].networks["student"]
+    undefended = students.get(student.undefended or "")
+    if undefended and undefended is not student:
+      base = undefended.networks["student"]
       cells += defence(truth, last, base, fields)
     for network, keep in student.kept.items():
       if pool:

@@ -1,9 +1,9 @@
 """Agreement: teach only what a witness that never met the teacher would also say.
 
 A plug-in. Examples of the pool on which the witness and the teacher disagree get weight 0.
-Filtering by a second classifier is Brodley and Friedl's (1999); comparing a teacher with its student
-Yoshida and Fujino's (2020); here the witness is independent of the teacher, the filtered data are
-those of the distillation, and each round's student is the next round's witness.
+Filtering by a second classifier is Brodley and Friedl's (1999); comparing a teacher with its own
+student Yoshida and Fujino's (2020). Here the witness is independent of the teacher, the filtered
+data are those of the distillation, and each round's student is the next round's witness.
 
 It cannot see triggered images of the target class itself, triggers that also fool the witness, or a
 witness that learned from poisoned labels.
@@ -98,4 +98,4 @@ class Method(base.Plugin):
       name: (term[0], term[1] * keep) if isinstance(term, tuple) else term
       for name, term in terms.items()
     }
-    return weighed, aux.replace(metrics={**aux.metrics, "train_kept": keep})
+    return weighed, dataclasses.replace(aux, metrics={**aux.metrics, "train_kept": keep})

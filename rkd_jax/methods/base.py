@@ -35,7 +35,7 @@ class Bound:
     return self.variables["params"]
 
   def with_params(self, params: Tree) -> "Bound":
-    return self.replace(variables={**self.variables, "params": params})  # type: ignore[attr-defined]
+    return dataclasses.replace(self, variables={**self.variables, "params": params})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Role:
   Attributes:
     module: a `models.network.Network`, any Flax module, or None for a bare tree of arrays.
     player: whose turns update it; None: frozen.
-    optimizer: what differs from the phase's optimiser, e.g. {"name": "adam", "learning_rate": 0.05}.
+    optimizer: what differs from the phase's optimiser, as {"name": "adam", "learning_rate": 0.05}.
     init: (key, variables of the roles before it, Example) -> variables ({"params": ...} with a
       module, the bare tree without one).
     copy: another role whose values it starts from.
@@ -110,13 +110,13 @@ class Method:
 
   @property
   def cacheable(self) -> bool:
-    """Whether the targets of an example depend on its image alone (no key, no label, no neighbours),
-    and `batch` keeps every image with its index: then they may be computed once where no image moves.
+    """Whether an example's targets depend on its image alone (no key, no label, no neighbours), and
+    `batch` keeps every image with its index: then they may be computed once where no image moves.
     """
     return not implements(self, "batch")
 
   def roles(self, networks: Mapping[str, Any]) -> dict[str, Role]:
-    """Who takes part, in the order they are made. `networks`: the architectures the config names."""
+    """Who takes part, in the order they are made. `networks`: {role: architecture}."""
     return {
       "teacher": Role(network(networks, "teacher")),
       "student": Role(network(networks, "student"), player="student"),
@@ -232,7 +232,7 @@ class Plugin(Method):
   def loss(self, player, variables, state, batch, targets, key, step):
     terms, aux = self.base.loss(player, variables, state["base"], batch, targets, key, step)
     if aux.state is not None:
-      aux = aux.replace(state={**state, "base": aux.state})  # type: ignore[attr-defined]
+      aux = dataclasses.replace(aux, state={**state, "base": aux.state})
     return terms, aux
 
   def predict(self, variables, state, images):

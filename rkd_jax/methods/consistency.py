@@ -2,8 +2,8 @@
 
 A plug-in that adds one term. "random_blend" is Soft-Randomization (Arani et al. 2019) with a shared
 pattern; "universal" uses the worst universal perturbation found so far (UAP training, Shafahi et
-al. 2020). It lowers the rate at which strong patterns fool a student; it does not undo a wrong label
-that the teacher gives to a triggered image of the pool.
+al. 2020). It lowers the rate at which strong patterns fool a student; it does not undo a wrong
+label that the teacher gives to a triggered image of the pool.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ class Method(base.Plugin):
     else:
       seen = views.shift(images, state["perturbation"])
       state = {**state, "perturbation": self._worse(divergence, images, state, key, step)}
-      aux = aux.replace(state=state)
+      aux = dataclasses.replace(aux, state=state)
     value = divergence(seen)
     return {**terms, "consistency": (self.weight * value, jnp.ones_like(value))}, aux
 

@@ -98,7 +98,7 @@ class Network:
       rngs=None if key is None else {"dropout": key},
     )
     if capture:
-      outputs = outputs.replace(bn=norm.captured(updated.get(norm.INPUTS) or {}))
+      outputs = dataclasses.replace(outputs, bn=norm.captured(updated.get(norm.INPUTS) or {}))
     return outputs, updated.get("batch_stats", variables.get("batch_stats", {}))
 
   @property

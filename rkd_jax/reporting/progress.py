@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar with ETA per phase; plain lines without a terminal."""
+"""What a person sees while a run goes on: a bar with ETA per phase, lines without a terminal."""
 
 import time
 from collections.abc import Iterator
@@ -39,10 +39,8 @@ class Reporter:
     """A phase from step `start` of `total`."""
     began = time.monotonic()
     if self._out.is_terminal and not self._out.quiet:
-      columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps, left:"),
-        TimeRemainingColumn(),
-      )  # fmt: skip
+      counts = BarColumn(), MofNCompleteColumn(), TextColumn("steps, left:"), TimeRemainingColumn()
+      columns = TextColumn("{task.description}"), *counts
       with Progress(*columns, console=self._out, transient=True) as progress:
         yield Ticker(progress, progress.add_task(title, total=total, completed=start))
     else:

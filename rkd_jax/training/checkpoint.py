@@ -51,7 +51,7 @@ class Checkpoints:
         )
         self._manager.delete(step)
         continue
-      # The restored arrays may alias Orbax's host buffers; the state is donated, so it must own its.
+      # The restored arrays may alias Orbax's host buffers; a donated state must own its own.
       leaves = jax.jit(lambda leaves: jax.tree.map(jnp.copy, leaves))(
         [found[name] for name in wanted]
       )

@@ -100,7 +100,7 @@ def train(
       at_line = step % phase.log_every == 0 or step == rounds
       done = stopped or step == rounds
       if at_line and step > restored:
-        metrics = read(state) | phase.hooks.evaluate(state)
+        metrics = {**read(state), **phase.hooks.evaluate(state)}
         check_finite(step, metrics)
         done |= method.stop(metrics)
         phase.hooks.log(step, metrics | ({"stopped": 1.0} if done and step < rounds else {}))

@@ -1,5 +1,6 @@
 """From roles to a phase's first state: values, the method's state, the survey, cached targets."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -92,15 +93,15 @@ def begin(
 
 @functools.partial(jax.jit, static_argnames="program")
 def _own(program: Program, trees: dict[str, Tree]) -> tuple[dict[str, Tree], dict[str, Tree]]:
-  """The roles in buffers of their own (they will be donated), and their optimisers' first states."""
+  """The roles in buffers of their own (to be donated), and their optimisers' first states."""
   chains = {name: chain for name, chain in program.chains().items() if name in trees}
   optimizers = {name: chain.init(trees[name]["params"]) for name, chain in chains.items()}
   return sharding.keep_whole(program.mesh, (jax.tree.map(jnp.copy, trees), optimizers))
 
 
 def redraw(
-  program: Program, roles: Mapping[str, Role], state: TrainState, frozen: Tree, names: tuple[str, ...],
-  seed: int, epoch: int, example: Example,
+  program: Program, roles: Mapping[str, Role], state: TrainState, frozen: Tree,
+  names: tuple[str, ...], seed: int, epoch: int, example: Example,
 ) -> TrainState:  # fmt: skip
   """The state with these trained roles drawn anew, values and optimiser."""
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), update.INIT), epoch)
@@ -112,9 +113,8 @@ def redraw(
   made = values(roles, given, key, example)
   new = sharding.replicate(program.mesh, {name: made[name] for name in names})
   new, optimizers = _own(program, new)
-  return state.replace(  # type: ignore[attr-defined]
-    roles={**state.roles, **new}, optimizers={**state.optimizers, **optimizers}
-  )
+  roles, optimizers = {**state.roles, **new}, {**state.optimizers, **optimizers}
+  return dataclasses.replace(state, roles=roles, optimizers=optimizers)
 
 
 def planned(program: Program, source: Mapping[str, Any], index: jax.Array) -> dict[str, jax.Array]:

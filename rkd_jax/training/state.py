@@ -56,7 +56,7 @@ class Program:
   mesh: jax.sharding.Mesh
 
   def bind(self, trees: Mapping[str, Tree]) -> dict[str, Any]:
-    """Raw variables -> what a method sees: callable networks, bare trees where there is no module."""
+    """Raw variables -> what a method sees: callable networks, and bare trees without a module."""
     modules = dict(self.modules)
     return {
       role: tree["params"] if modules[role] is None else Bound(modules[role], tree)
@@ -64,7 +64,7 @@ class Program:
     }
 
   def asking(self) -> "Program":
-    """The program as far as predictions depend on it: those that agree in it share one compilation."""
+    """The program as far as predictions depend on it: equal ones share one compilation."""
     return dataclasses.replace(self, optimizers=(), players=(), rounds=0, augment=Augment())
 
   def chains(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def make_program(
   optimizer: Optimizer,
   overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Program:
-  """A `Program` whose trained roles use `optimizer`, as changed by the role and then by `overrides`."""
+  """A `Program` whose trained roles use `optimizer`, changed by the role, then by `overrides`."""
   trained = {name: role for name, role in roles.items() if role.player}
   overrides = overrides or {}
   for player, _ in method.turns:
@@ -120,7 +120,7 @@ def init_role(
   if role.player and hasattr(role.module, "init"):
     return role.module.init(key)
   raise UserError(
-    f"Role {name!r} has no values: no earlier phase gives it, and it has neither `init` nor `copy`. "
+    f"Role {name!r} has no values: no phase gives it, and it has neither `init` nor `copy`. "
     f"Name the phase that delivers it."
   )
 

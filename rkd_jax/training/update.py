@@ -4,6 +4,7 @@ Where a round is one turn, or on accelerators, a whole round is one program. On 
 several turns is dispatched turn by turn, because a loop around convolutions collapses there.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -64,7 +65,7 @@ def prepare(program: Program, state: TrainState, frozen: Tree, source: Tree):
     targets = jax.tree.map(lambda table: table[batch["index"]], source["targets"])
   else:
     targets = method.targets(program.bind(frozen), batch, phase_key(seed, TARGETS, step))
-  return state.replace(method=memory), batch, targets  # type: ignore[attr-defined]
+  return dataclasses.replace(state, method=memory), batch, targets
 
 
 def reduce_terms(
@@ -160,7 +161,7 @@ def climb(params: Tree, grads: Tree, radius: float, adaptive: bool) -> Tree:
 
 
 def ended(state: TrainState) -> TrainState:
-  return state.replace(step=state.step + 1)  # type: ignore[attr-defined]
+  return dataclasses.replace(state, step=state.step + 1)
 
 
 def schedule(program: Program) -> list[str]:
@@ -218,7 +219,7 @@ def with_metrics(program: Program, state: TrainState, frozen: Tree, source: Tree
 
   after = jax.eval_shape(each_player_once, state, frozen, source)
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), after.metrics)
-  return state.replace(metrics=sharding.replicate(program.mesh, zeros))  # type: ignore[attr-defined]
+  return dataclasses.replace(state, metrics=sharding.replicate(program.mesh, zeros))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -228,4 +229,4 @@ def _zeros(mesh: jax.sharding.Mesh, tree: Tree) -> Tree:
 
 def zero_metrics(program: Program, state: TrainState) -> TrainState:
   """The state with its metrics counted from nothing again."""
-  return state.replace(metrics=_zeros(program.mesh, state.metrics))  # type: ignore[attr-defined]
+  return dataclasses.replace(state, metrics=_zeros(program.mesh, state.metrics))

@@ -1,4 +1,4 @@
-"""Runs a toy: `python driver.py NAME DIRECTORY [KILL_AT]` dies by SIGKILL before dispatch KILL_AT."""
+"""Runs a toy: `driver.py NAME DIRECTORY KILL_AT` dies by SIGKILL before that dispatch."""
 
 import dataclasses
 import importlib

@@ -1,4 +1,4 @@
-"""DiSK: a gate sees the teacher's features and says which hints the student needs, within a budget."""
+"""DiSK: a gate sees the teacher's features and says which hints the student gets, on a budget."""
 
 import dataclasses
 

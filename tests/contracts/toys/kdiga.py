@@ -1,4 +1,4 @@
-"""KDIGA: cross-entropy, and the student's input gradient pulled to the teacher's (double backward)."""
+"""KDIGA: the student's input gradient is pulled to the teacher's (double backward)."""
 
 import dataclasses
 

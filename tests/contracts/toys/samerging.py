@@ -1,4 +1,4 @@
-"""SAMerging: the student is a learned combination of experts; its few coefficients use adaptive SAM."""
+"""SAMerging: the student is a learned mix of experts; its coefficients use adaptive SAM."""
 
 import dataclasses
 

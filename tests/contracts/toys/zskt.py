@@ -1,4 +1,4 @@
-"""ZSKT: a generator looks for images on which student and teacher differ; the student learns them."""
+"""ZSKT: a generator seeks images on which student and teacher differ; the student learns them."""
 
 import dataclasses
 

@@ -1,0 +1,130 @@
+"""A run's comparison as Markdown: python -m rkd_jax.commands.table RUN_DIR [--into FILE]
+
+Prints the table, or writes it into FILE between `<!-- table:NAME -->` and `<!-- /table -->`. Every
+number comes from RUN_DIR/results.json, so no table in the documentation is typed by hand.
+"""
+
+import argparse
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rkd_jax.errors import UserError
+from rkd_jax.reporting import results, table
+from rkd_jax.reporting.files import atomic_write
+from rkd_jax.reporting.formats import NOT_MEASURED, number, percent, term
+from rkd_jax.reporting.results import Cell
+
+COLUMNS = ("acc", "asr", "ra", "carried_asr", "natural_rate")
+
+
+def markdown(manifest: Mapping[str, Any], cells: Sequence[Cell]) -> str:
+  """One table per setting (data set, threat, contamination, backdoor), each with a line below.
+
+  Rows are the teacher and the methods, in the config's order. An entry is the mean over seeds (the
+  worst seed), then every seed's value; with one seed its value and 95 % interval.
+
+  Args:
+    manifest: the "run" of results.json.
+    cells: its cells.
+  """
+  comparable = table.plain(cells)
+  parts = []
+  for setting in table.settings(comparable):
+    own = table.within(comparable, setting)
+    rows = [row for row in table.rows(own, methods(manifest)) if row.cells]
+    head = ["Network", *(term(metric) for metric in COLUMNS)]
+    lines = [head, ["---"] * len(head)]
+    lines += [[row.label, *(entry(row, metric) for metric in COLUMNS)] for row in rows]
+    text = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
+    parts.append(f"{text}\n\n{caption(manifest, setting)}")
+  return "\n\n".join(parts)
+
+
+def methods(manifest: Mapping[str, Any]) -> list[str]:
+  """The names that the run's config compares, in its order."""
+  config = manifest.get("config") or {}
+  alone = (config.get("method") or {}).get("name")
+  return [alone] if alone else [str(name) for name in config.get("methods") or ()]
+
+
+def entry(row: table.Row, metric: str) -> str:
+  """`mean (worst)` and every seed's value below; unknown stays unknown."""
+  cells, shown = row.of(metric), table.entry(row, metric)
+  if len(cells) < 2:
+    return f"{shown['main']} {shown['sub']}".strip()
+  sub = f" ({shown['sub'].removeprefix('worst ')})" if shown["sub"] else ""
+  seeds = [NOT_MEASURED if c.value is None else number(metric, c.value) for c in cells]
+  each = ", ".join(seed.removesuffix("\u202f%") for seed in seeds)
+  return f"{shown['main']}{sub}<br>{each}"
+
+
+def caption(manifest: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
+  """What the numbers are of, in one line: data, threat, seeds, time, code."""
+  seeds = [str(seed) for seed in manifest.get("seeds") or ()]
+  said = {
+    "Config `{}`": manifest.get("config_name"),
+    "{}": setting["dataset"],
+    "{} backdoor": setting["backdoor"],
+    "{} of the pool triggered": percent(setting["contamination"])
+    if setting["contamination"]
+    else "",
+    "seeds {}" if len(seeds) > 1 else "seed {}": ", ".join(seeds),
+    "{} of training": duration(manifest),
+    "rkd_jax {}": (manifest.get("versions") or {}).get("rkd_jax"),
+    "revision `{}`": manifest.get("git"),
+  }
+  below = "Mean (worst seed), below it each seed" if len(seeds) > 1 else "Value and 95 % interval"
+  return f"{below}. {', '.join(words.format(what) for words, what in said.items() if what)}."
+
+
+def duration(manifest: Mapping[str, Any]) -> str:
+  """How long all phases took, on which devices; empty where that is not known."""
+  seconds = sum(phase.get("seconds") or 0 for phase in manifest.get("phases") or ())
+  devices = list(manifest.get("devices") or ())
+  kinds = " and ".join(f"{devices.count(kind)} x {kind}" for kind in dict.fromkeys(devices))
+  return f"{seconds / 60:.1f} minutes ({kinds})" if seconds and kinds else ""
+
+
+def escaped(text: str) -> str:
+  """A cell of a Markdown table."""
+  return text.replace("|", "\\|")
+
+
+def insert(path: pathlib.Path, name: str, text: str) -> None:
+  """Replaces what stands between the markers of `name` in the file: one such pair must be there."""
+  try:
+    old = path.read_text(encoding="utf-8")
+  except OSError as error:
+    raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+  begin, end = f"<!-- table:{name} -->", "<!-- /table -->"
+  pattern = re.compile(f"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
+  if old.count(begin) != 1 or not pattern.search(old):
+    raise UserError(f"{path} must hold {begin} on a line of its own, once, and {end} after it.")
+  atomic_write(path, pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", old))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Parses, prints or writes, and turns a `UserError` into a message and status 2."""
+  parser = argparse.ArgumentParser(prog="python -m rkd_jax.commands.table", description=__doc__)
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser.add_argument("run", type=pathlib.Path, help="the workdir of a run that is done")
+  parser.add_argument("--into", type=pathlib.Path, help="a Markdown file with the markers")
+  parser.add_argument("--name", default="quickstart", help="of the markers (%(default)s)")
+  options = parser.parse_args(argv)
+  try:
+    text = markdown(*results.read(options.run / "results.json"))
+    if options.into:
+      insert(options.into, options.name, text)
+    else:
+      print(text)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

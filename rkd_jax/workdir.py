@@ -1,0 +1,76 @@
+"""Who may write where: a workdir is one config's and one run's at a time."""
+
+import contextlib
+import fcntl
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from rkd_jax import config as configs
+from rkd_jax.errors import UserError
+from rkd_jax.phases import Config
+from rkd_jax.reporting.files import read_json, write_json
+
+
+def claim(workdir: pathlib.Path, config: Config) -> None:
+  """Marks the workdir as this config's; refuses another config's, naming what differs."""
+  path, new = workdir / "config.json", json.loads(json.dumps(config.to_dict()))
+  make(workdir)
+  if not path.exists():
+    write_json(path, new)
+    return
+  different = configs.differences(read_json(path), new)
+  if different:
+    shown = "\n  ".join(different[:10])
+    raise UserError(
+      f"{workdir} was made from another config:\n  {shown}\n"
+      "Choose another --workdir (or leave it out), or use the old values."
+    )
+
+
+def make(directory: pathlib.Path) -> None:
+  """The directory with its parents; a `UserError` where that cannot be."""
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f"Cannot make the directory {directory}: {error.strerror}. Choose another --workdir."
+    ) from error
+
+
+@contextlib.contextmanager
+def only_run(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds the workdir's lock; a second run in it is told so instead of mixing with the first."""
+  with _lock_file(workdir / ".lock") as file:
+    if not _try_lock(file):
+      raise UserError(
+        f"Another run is at work in {workdir}. Wait for it, or choose another --workdir."
+      )
+    yield
+
+
+@contextlib.contextmanager
+def making(directory: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
+  """One process at a time makes an artefact; others wait, and then find it done."""
+  make(directory.parent)
+  with _lock_file(directory.parent / f".{directory.name}.lock") as file:
+    if not _try_lock(file):
+      say(f"Another process is making {directory}; waiting for it.")
+      fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _lock_file(path: pathlib.Path) -> IO[str]:
+  try:
+    return open(path, "w")
+  except OSError as error:
+    raise UserError(f"Cannot write {path}: {error.strerror}. Choose another --workdir.") from error
+
+
+def _try_lock(file: Any) -> bool:
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True
