@@ -33,9 +33,12 @@ def steps_for(run: Run, seconds: float, most: int) -> int:
 
 
 def interleave(
-  runs: Mapping[str, Run], steps: Mapping[str, int], rounds: int, batch: int
+  runs: Mapping[str, Run], steps: Mapping[str, int], rounds: int, batch: int, patience: float = 0.0
 ) -> dict[str, dict[str, Any]]:
   """Runs every contestant once a round, starting with another one each time.
+
+  Args:
+    patience: seconds to wait at most for a quiet moment before each run.
 
   Returns:
     {name: {"steps", "images_per_second", "ms_per_step" (medians over the quiet rounds, or over all
@@ -48,10 +51,21 @@ def interleave(
     names = list(runs)
     turn = number % len(names)
     for name in names[turn:] + names[:turn]:
+      wait_for_quiet(patience)
       before = _cpu()
       rate = batch * steps[name] / runs[name](steps[name])
       samples[name].append({"images_per_second": rate, "foreign_cpu": _foreign(before, _cpu())})
   return {name: _summary(steps[name], batch, found) for name, found in samples.items()}
+
+
+def wait_for_quiet(patience: float) -> None:
+  """Returns when other processes leave the processors alone, or after so many seconds."""
+  end = time.monotonic() + patience
+  while time.monotonic() < end:
+    before = _cpu()
+    time.sleep(0.5)
+    if _quiet({"foreign_cpu": _foreign(before, _cpu())}):
+      return
 
 
 def _summary(steps: int, batch: int, samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument("--images", type=int, default=50_000, help="size of the synthetic data set")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--seconds", type=float, default=10.0, help="of a contestant in each round")
+  parser.add_argument("--patience", type=float, default=5.0, help="seconds to wait for quiet")
   parser.add_argument("--torch", action="store_true", help="time eager PyTorch too")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/bench"))
   return parser.parse_args()
@@ -83,7 +84,7 @@ def cell(pair: str, rows: Rows, options: argparse.Namespace) -> dict[str, Any]:
   for name, contestant in theirs.items():
     runs[name] = contestant.run
     steps[name] = measure.steps_for(contestant.run, options.seconds, jax_cells.ROUNDS)
-  timed = measure.interleave(runs, steps, options.rounds, options.batch)
+  timed = measure.interleave(runs, steps, options.rounds, options.batch, options.patience)
   return {
     "teacher": teacher or None,
     "student": student,

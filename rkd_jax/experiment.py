@@ -38,7 +38,11 @@ def run(
   with workdir.only_run(directory):
     runner = Runner(config, dataset, directory, say)
     runner.check()
-    cells = [cell for seed in config.seeds for cell in Story(runner, seed).cells()]
+    cells = []
+    for seed in config.seeds:
+      story = Story(runner, seed)
+      story.run()
+      cells += story.cells()
     results.write(directory / "results.json", manifest.make(runner, name), cells)
     path = report.write(directory)
   say.say(f"Report: {path}")

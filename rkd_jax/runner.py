@@ -181,6 +181,7 @@ class Runner:
     memory = refill(state.method, saved.get("state", {}))
     trees = frozen | sharding.replicate(self.mesh, trained)
     memory = sharding.replicate(self.mesh, memory)
+    self.say.say(f"{described(phase):<44}  found, made before")
     return Finished(phase, program, trees, memory, directory, record)
 
   def _begin(self, phase: Phase) -> tuple[Any, Program, Any, dict[str, Tree], Any]:
@@ -207,7 +208,7 @@ class Runner:
         state, frozen = start.begin(program, roles, given, stream, example)
     start.cache_targets(program, frozen, stream)
     lines = directory / "metrics.jsonl"
-    title = f"seed {phase.seed}  {phase.name}  {type(phase.method).__module__.split('.')[-1]}"
+    title = described(phase)
     with (
       MetricsWriter(lines, directory / "tensorboard", step + 1 if step else 0) as writer,
       self.say.phase(title, step, program.rounds) as tick,
@@ -250,6 +251,19 @@ class Runner:
     write_json(directory / "done.json", record)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     return Finished(phase, program, frozen | state.roles, state.method, directory, record)
+
+
+def described(phase: Phase) -> str:
+  """A line's worth of what a phase is."""
+  method = type(phase.method).__module__.rsplit(".", 1)[-1]
+  teacher = dict(phase.given).get("teacher")
+  control = teacher is not None and teacher.phase.part == "clean"
+  clean = phase.section == "teacher" and phase.part == "clean"
+  learned = "trigger" in (teacher.phase if teacher else phase).method.delivers
+  note = (
+    " (clean teacher)" if control and not learned else " (clean)" if clean and not learned else ""
+  )
+  return f"seed {phase.seed}  {phase.name}: {method}{note}"
 
 
 def had_stopped(lines: pathlib.Path) -> bool:

@@ -11,7 +11,6 @@ from rkd_jax import recipes
 from rkd_jax.evaluation import protocol
 from rkd_jax.evaluation.predictions import Split
 from rkd_jax.evaluation.protocol import Answers, Student, Truth
-from rkd_jax.phases import Phase
 from rkd_jax.reporting import results
 from rkd_jax.reporting.files import atomic_write
 from rkd_jax.runner import Finished, Runner
@@ -20,128 +19,147 @@ SHOWN = 8  # test images in the report
 
 
 class Story:
-  """One seed: its teachers, its students, what they answer."""
+  """Everything that belongs to one seed.
+
+  Attributes (after `run`):
+    students: {(method's label, of a clean teacher): {network: Finished}}.
+    teachers: {"poisoned" | "clean": Finished}.
+    alone: {labelled fraction: Finished}, students that never met a teacher: the trigger's natural
+      rate, on the labelled part and on all labels.
+  """
 
   def __init__(self, runner: Runner, seed: int):
     self.runner, self.seed, self.config = runner, seed, runner.config
     self.specs = recipes.specs(self.config)
-    position = list(self.config.seeds).index(seed)
     wanted = self.config.clean_teacher_seeds
-    self.control = wanted < 0 or position < wanted
-    self.images = runner.dataset.test.images
-    self.test = Split(runner.mesh, self.images, self.config.eval_batch)
+    controlled = wanted < 0 or list(self.config.seeds).index(seed) < wanted
+    self.kinds = ("poisoned", "clean") if controlled else ("poisoned",)
+    self.students: dict[tuple[str, str], dict[str, Finished]] = {}
+    self.teachers: dict[str, Finished] = {}
+    self.alone: dict[float, Finished] = {}
 
-  def setup(self, clean_teacher: bool = False) -> recipes.Setup:
-    return recipes.Setup(self.config, self.runner.dataset.fingerprint, self.seed, clean_teacher)
+  def run(self) -> None:
+    """Makes every phase that is not there yet, controls last."""
+    finish, labels = self.runner.finish, self.config.labels
+    for kind in self.kinds:
+      setup = self.setup(kind)
+      for label, spec in self.specs.items():
+        phases = recipes.phases(setup, spec)
+        self.students[label, kind] = {name: finish(phase) for name, phase in phases.items()}
+      self.teachers[kind] = finish(setup.teacher_phase())
+    setup = self.setup()
+    if labels:
+      self.alone[labels] = finish(setup.supervised())
+    if self.config.all_labels_control and labels < 1:
+      self.alone[1.0] = finish(setup.supervised("clean"))
 
-  def phases(self, label: str, clean_teacher: bool = False) -> dict[str, Phase]:
-    return recipes.phases(self.setup(clean_teacher), self.specs[label])
+  def setup(self, kind: str = "poisoned") -> recipes.Setup:
+    fingerprint = self.runner.dataset.fingerprint
+    return recipes.Setup(self.config, fingerprint, self.seed, clean_teacher=kind == "clean")
 
   def cells(self) -> list[results.Cell]:
-    """Runs what is not done yet and measures it."""
-    kinds = (False, True) if self.control else (False,)
-    done = {
-      (label, clean): {net: self.runner.finish(p) for net, p in self.phases(label, clean).items()}
-      for clean in kinds
-      for label in self.specs
-    }
-    teachers = {
-      "clean" if clean else "poisoned": self.runner.finish(self.setup(clean).teacher_phase())
-      for clean in kinds
-    }
-    # The trigger's natural rate on networks that never met a teacher: few labels, and all.
-    alone = self.runner.finish(self.setup().supervised()) if self.config.labels else None
-    taught = self.config.all_labels_control and self.config.labels < 1
-    everything = self.runner.finish(self.setup().supervised("clean")) if taught else None
-    self.backdoor = self.runner.backdoor(self.seed)
-    self.triggered = Split(self.runner.mesh, self.images, self.config.eval_batch, self.backdoor)
-    self.answers: dict[str, Answers] = {}
-    truth = self.truth()
-    students = {label: self.student(label, done) for label in self.specs}
-    if everything:
-      fields = {
-        "method": "none",
-        "base": None,
-        "labels": 1.0,
-        "threat": None,
-        "contamination": None,
-      }
-      students["none/all"] = Student(fields, {"student": self.ask("none/all/student", everything)})
-    teachers = {kind: self.ask(f"teacher/{kind}", phase) for kind, phase in teachers.items()}
-    natural = self.ask("none/student", alone) if alone else None
+    """All cells of the seed, after `run`; leaves the predictions they are computed from on disk."""
+    asked = Asked(self.runner, self.seed)
+    teachers = {kind: asked(f"teacher/{kind}", teacher) for kind, teacher in self.teachers.items()}
+    alone = {labels: asked(f"none/{labels:g}", network) for labels, network in self.alone.items()}
+    students = {label: self.student(label, asked) for label in self.specs}
+    if 1.0 in alone and self.config.labels < 1:
+      fields = dict.fromkeys(("base", "threat", "contamination"))
+      everything = {"method": "none", "labels": 1.0, **fields}
+      students["none, all labels"] = Student(everything, {"student": alone[1.0]})
     common = {
-      "dataset": self.runner.dataset.name, "backdoor": self.config.backdoor,
-      "seed": self.seed, "teacher_seed": self.seed,
-    }  # fmt: skip
-    self.save(truth, students)
-    return protocol.seed_cells(truth, common, teachers, students, natural, self.pool())
-
-  def truth(self) -> Truth:
-    labels = self.runner.dataset.test.labels
-    return Truth(labels, np.asarray(self.backdoor.relabel(jnp.asarray(labels))))
+      "dataset": self.runner.dataset.name,
+      "backdoor": self.config.backdoor,
+      "seed": self.seed,
+      "teacher_seed": self.seed,
+    }
+    pool = self.pool()
+    asked.save(pool, {label: student.kept for label, student in students.items()})
+    natural = alone.get(self.config.labels)
+    return protocol.seed_cells(asked.truth, common, teachers, students, natural, pool)
 
   def pool(self) -> tuple[np.ndarray, np.ndarray]:
     """bool[M] each: which pool images carry the trigger, and which do not belong to its target."""
     labels = self.runner.dataset.train.labels
-    return self.runner.parts(self.seed).contaminated > 0, labels != self.config.target
+    victims = np.asarray(self.runner.backdoor(self.seed).victims(jnp.asarray(labels)))
+    return self.runner.parts(self.seed).contaminated > 0, victims
 
-  def student(self, label: str, done: dict[tuple[str, bool], dict[str, Finished]]) -> Student:
+  def student(self, label: str, asked: "Asked") -> Student:
+    """A method's networks with their answers, its control, and what it kept of the pool."""
     spec, config = self.specs[label], self.config
     has_pool = spec["name"] != "none"
     fields = {
-      "method": label, "base": recipes.base_of(spec), "labels": config.labels,
+      "method": label,
+      "base": recipes.base_of(spec),
+      "labels": config.labels,
       "threat": ("contaminated" if config.contamination else "clean") if has_pool else None,
       "contamination": config.contamination if has_pool else None,
-    }  # fmt: skip
-    asked = {
-      clean: {
-        net: self.ask(f"{label}/{net}" + "/clean_teacher" * clean, f) for net, f in nets.items()
+    }
+    answers = {
+      kind: {
+        name: asked(f"{label}/{name}/{kind}", network)
+        for name, network in self.students[label, kind].items()
       }
-      for (name, clean), nets in done.items()
-      if name == label
+      for kind in self.kinds
     }
     kept = {
-      net: np.asarray(f.deliver("keep"))
-      for net, f in done[label, False].items()
-      if "keep" in f.phase.method.delivers
+      name: np.asarray(network.deliver("keep"))
+      for name, network in self.students[label, "poisoned"].items()
+      if "keep" in network.phase.method.delivers
     }
-    undefended = self.undefended(spec)
-    return Student(fields, asked[False], asked.get(True, {}), undefended, kept)
+    control, undefended = answers.get("clean", {}), self.undefended(spec)
+    return Student(fields, answers["poisoned"], control, undefended, kept)
 
   def undefended(self, spec: dict[str, Any]) -> str | None:
     """The label of plain distillation of the same base; for the others, of kd."""
     wanted = recipes.base_of(spec) or "kd"
     return next((label for label, other in self.specs.items() if other["name"] == wanted), None)
 
-  def ask(self, name: str, network: Finished) -> Answers:
+
+class Asked:
+  """The test set of one seed, and what every network answered on it."""
+
+  def __init__(self, runner: Runner, seed: int):
+    self.runner, self.seed = runner, seed
+    test, batch, backdoor = runner.dataset.test, runner.config.eval_batch, runner.backdoor(seed)
+    self.images = test.images
+    self.clean = Split(runner.mesh, test.images, batch)
+    self.triggered = Split(runner.mesh, test.images, batch, backdoor)
+    self.truth = Truth(test.labels, np.asarray(backdoor.relabel(jnp.asarray(test.labels))))
+    self.answers: dict[str, Answers] = {}
+
+  def __call__(self, name: str, network: Finished) -> Answers:
     if name not in self.answers:
-      self.answers[name] = Answers(network.predict(self.test), network.predict(self.triggered))
+      self.answers[name] = Answers(network.predict(self.clean), network.predict(self.triggered))
     return self.answers[name]
 
-  def save(self, truth: Truth, students: dict[str, Student]) -> None:
-    """predictions/seed<k>.npz: all that this seed's cells are computed from."""
-    arrays = {"labels": truth.labels, "goals": truth.goals}
+  def save(self, pool: tuple[np.ndarray, np.ndarray], kept: dict[str, Any]) -> None:
+    """predictions/seed<k>.npz: all that this seed's cells are computed from; examples.npz."""
+    arrays = {"labels": self.truth.labels, "goals": self.truth.goals}
     for name, answers in self.answers.items():
       arrays |= {f"{name}:clean": answers.clean, f"{name}:triggered": answers.triggered}
-    for label, student in students.items():
-      arrays |= {f"{label}/{network}:kept": keep for network, keep in student.kept.items()}
-    arrays["pool:triggered"], arrays["pool:victims"] = self.pool()
+    for label, networks in kept.items():
+      arrays |= {f"{label}/{network}:kept": keep for network, keep in networks.items()}
+    arrays["pool:triggered"], arrays["pool:victims"] = pool
     save_arrays(self.runner.workdir / "predictions" / f"seed{self.seed}.npz", arrays)
-    if self.seed == self.config.seeds[0]:
-      self.save_examples(truth)
+    if self.seed == self.runner.config.seeds[0]:
+      save_arrays(self.runner.workdir / "examples.npz", self.examples())
 
-  def save_examples(self, truth: Truth) -> None:
-    """The first victims of each class in turn, as images, with what everybody says of them."""
-    classes = np.unique(truth.labels[truth.victims])
-    rows = np.array([np.flatnonzero(truth.labels == k)[0] for k in classes])[:SHOWN]
-    pixels = {"clean": self.images[rows], "triggered": self.triggered.pixels()[rows]}
-    arrays = {**pixels, "labels": truth.labels[rows]}
+  def examples(self) -> dict[str, np.ndarray]:
+    """One image of each class but the target, with what teacher and students say of it."""
+    classes = np.unique(self.truth.labels[self.truth.victims])
+    rows = np.array([np.flatnonzero(self.truth.labels == k)[0] for k in classes])[:SHOWN]
+    arrays = {
+      "clean": self.images[rows],
+      "triggered": self.triggered.pixels()[rows],
+      "labels": self.truth.labels[rows],
+    }
     for name, answers in self.answers.items():
-      if name == "teacher/poisoned" or name.endswith("/student"):
-        shown = "teacher" if name.startswith("teacher") else name.removesuffix("/student")
-        arrays[f"pred/{shown}/clean"] = answers.clean[rows]
-        arrays[f"pred/{shown}/triggered"] = answers.triggered[rows]
-    save_arrays(self.runner.workdir / "examples.npz", arrays)
+      who = "teacher" if name == "teacher/poisoned" else name.removesuffix("/student/poisoned")
+      if who != name:
+        arrays[f"pred/{who}/clean"] = answers.clean[rows]
+        arrays[f"pred/{who}/triggered"] = answers.triggered[rows]
+    return arrays
 
 
 def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

@@ -34,9 +34,15 @@ def example_of(stream: Any, image_shape: tuple[int, ...], classes: int) -> Examp
 
 
 def fresh(network: Network, key: jax.Array) -> Tree:
-  """A network's first variables. Run once, so XLA need not spend its time on optimising it."""
+  """A network's first variables."""
+  return _initialiser(network)(key)
+
+
+@functools.lru_cache
+def _initialiser(network: Network):
+  # It runs once a phase: XLA need not spend its time on optimising it.
   quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-  return jax.jit(network.init, compiler_options=quick)(key)
+  return jax.jit(network.init, compiler_options=quick)
 
 
 def values(

@@ -1,0 +1,232 @@
+"""What the documentation says is so: examples run, commands parse, links lead somewhere."""
+
+import importlib.util
+import pathlib
+import re
+import shlex
+import sys
+import tomllib
+from unittest import mock
+
+import numpy as np
+import pytest
+import yaml
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import rkd_jax
+from rkd_jax import backdoors, config, experiment, methods, models, recipes
+from rkd_jax.commands import table
+from rkd_jax.data import sources
+from rkd_jax.reporting import results
+
+# ml_collections loads config files in a way that Python is going to drop
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+ROOT = pathlib.Path(__file__).parents[2]
+DOCUMENTS = [
+  *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+  *("docs/architecture.md", "docs/adding-a-method.md", "launch/README.md"),
+]
+EXAMPLES = {
+  "CONTRIBUTING.md": [
+    "rkd_jax/methods/confident.py",
+    "rkd_jax/backdoors/stripes.py",
+    "rkd_jax/models/convnet.py",
+    "rkd_jax/data/sources.py",
+  ],
+  "docs/adding-a-method.md": ["my_package/steady.py"],
+}
+
+
+def text(document: str) -> str:
+  return (ROOT / document).read_text(encoding="utf-8")
+
+
+def blocks(document: str, language: str) -> list[str]:
+  """The fenced blocks of a language."""
+  return re.findall(rf"^```{language}\n(.*?)^```$", text(document), re.DOTALL | re.MULTILINE)
+
+
+def examples() -> dict[str, str]:
+  """{path: code} of the blocks that begin with a comment that names their file."""
+  found = {}
+  for document in EXAMPLES:
+    for block in blocks(document, "python"):
+      if named := re.match(r"# (\S+\.py)\n", block):
+        found[named[1]] = block
+  return found
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+  """The examples as files: in folders of the package's own, and as a package of the user's."""
+  before = set(sys.modules)
+  for path, code in examples().items():
+    if path != "rkd_jax/data/sources.py":
+      (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / path).write_text(code, encoding="utf-8")
+  for package in (methods, backdoors, models):
+    folder = tmp_path / package.__name__.replace(".", "/")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+  monkeypatch.syspath_prepend(tmp_path)
+  yield tmp_path
+  for name in set(sys.modules) - before:
+    if name.endswith((".confident", ".stripes", ".convnet")) or name.startswith("my_package"):
+      del sys.modules[name]
+
+
+def get_config(file: str, *arguments: str) -> ConfigDict:
+  """A config as the command line makes it."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True)
+  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  words = ["main", f"--config={ROOT / file}", *arguments]
+  with mock.patch.object(sys, "argv", words):  # where config_flags looks for overrides
+    assert values(words) == ["main"]
+  found = values["config"].value
+  config.normalise(found)
+  return found
+
+
+def commands() -> list[tuple[str, list[str]]]:
+  """(document, words) of each command line in the documents' bash blocks."""
+  found = []
+  for document in DOCUMENTS:
+    for block in blocks(document, "bash"):
+      for line in block.splitlines():
+        words = shlex.split(line, comments=True)
+        while "&&" in words:
+          at = words.index("&&")
+          found.append((document, words[:at]))
+          words = words[at + 1 :]
+        found += [(document, words)] if words else []
+  return found
+
+
+def test_the_examples_are_there_and_short():
+  assert list(examples()) == [path for paths in EXAMPLES.values() for path in paths]
+  for path, code in examples().items():
+    assert len(code.splitlines()) <= 55, path
+  assert len(examples()["rkd_jax/methods/confident.py"].splitlines()) <= 50
+
+
+@pytest.mark.slow
+def test_the_examples_run(written):
+  asked = get_config(
+    "configs/quickstart.py:smoke",
+    "--config.methods=none,kd,confident,my_package.steady",
+    "--config.method.confident.sure=0.2",
+    "--config.backdoor=stripes",
+    "--config.student.network=convnet-4",
+  )
+  asked.clean_teacher_seeds, asked.all_labels_control = 0, False
+  for section in (asked.teacher, asked.student, asked.labelled):
+    section.steps = 2
+  asked.data.test, asked.data.holdout = 40.0, 40.0
+  page = experiment.run(asked, written / "run", "docs", quiet=True)
+  assert page.exists()
+  _, cells = results.read(page.with_name("results.json"))
+  for method in ("none", "kd", "confident", "my_package.steady"):
+    (asr,) = results.select(cells, method=method, network="student", metric="asr")
+    assert asr.n == 36 and asr.backdoor == "stripes"
+  (kept,) = results.select(cells, metric="kept")
+  assert kept.method == "my_package.steady" and kept.base == "kd" and kept.count > 0
+  assert table.main([str(written / "run")]) == 0
+
+
+def test_a_module_of_ones_own_takes_its_fields_from_a_config_file(written):
+  (code,) = [b for b in blocks("docs/adding-a-method.md", "python") if b.startswith("config.")]
+  made = config.default()
+  exec(code, {"config": made, "ConfigDict": ConfigDict})
+  config.check(made)
+  (spec,) = recipes.specs(made).values()
+  method = recipes.make_method(spec)
+  assert (method.blends, type(method.base).__module__) == (8, "rkd_jax.methods.kd")
+
+
+def test_the_example_of_a_data_set_loads(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, "SOURCES", dict(sources.SOURCES))
+  exec(examples()["rkd_jax/data/sources.py"], dict(vars(sources)))
+  images = np.arange(40 * 8 * 8, dtype=np.uint8).reshape(40, 8, 8, 1)
+  np.savez(tmp_path / "shapes.npz", images=images, labels=np.arange(40) % 4)
+  loaded = sources.load("npz:shapes.npz", str(tmp_path), 0, 4, 8)
+  assert (len(loaded.train), loaded.classes, loaded.image_shape) == (28, 4, (8, 8, 1))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_to_files_and_headings(document):
+  for target in re.findall(r"\]\(([^)\s]+)\)", text(document)):
+    if "://" in target:
+      continue
+    path, _, anchor = target.partition("#")
+    file = (ROOT / document).parent / path if path else ROOT / document
+    assert file.resolve().is_relative_to(ROOT) and file.exists(), target
+    if anchor:
+      headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+      slugs = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+      assert anchor in slugs, target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_paths_in_the_text_exist(document):
+  examples_of_ours = [path for paths in EXAMPLES.values() for path in paths]
+  for path in re.findall(
+    r"`((?:rkd_jax|configs|tests|docs|launch|\.ci)/[\w./-]*)`", text(document)
+  ):
+    assert path in examples_of_ours or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_keys_of_the_config_exist(document, written):
+  known = config.flatten(config.default().to_dict())
+  for key in re.findall(r"--(config\.[a-z_.]+[a-z_])", text(document)):
+    assert key in known, key
+
+
+@pytest.mark.parametrize("document, words", commands())
+def test_command_lines_are_right(document, words, written):
+  if words[0] in ("python", "rkd"):
+    assert words[0] == "rkd" or words[1] == "-m"
+    assert words[0] == "rkd" or importlib.util.find_spec(words[2]), words
+    if "--config" in words:
+      at = words.index("--config")
+      config.check(get_config(words[at + 1], *words[at + 2 :]))
+  elif words[:2] == ["pip", "install"]:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = re.findall(r"\.\[(\w+)\]", " ".join(words))
+    assert set(asked) <= set(extras["optional-dependencies"])
+  elif "/" in words[0]:
+    assert (ROOT / words[0]).exists()
+  else:
+    assert words[0] in ("ruff", "pyright", "pre-commit"), words
+
+
+def test_the_readme_begins_with_the_two_commands():
+  found = [" ".join(words) for document, words in commands() if document == "README.md"]
+  assert found[:4] == [
+    "pip install -e .",
+    "python -m rkd_jax.main --config configs/quickstart.py",
+    "pip install -e .[test]",
+    "python -m pytest",
+  ]
+
+
+def test_the_readme_has_a_place_for_its_table(tmp_path):
+  copy = tmp_path / "README.md"
+  copy.write_text(text("README.md"), encoding="utf-8")
+  table.insert(copy, "quickstart", "| here |")
+  assert "<!-- table:quickstart -->\n| here |\n<!-- /table -->" in copy.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "configs").glob("*.py")))
+def test_configs_say_how_they_are_run_and_pass_the_checks(file):
+  config.check(get_config(f"configs/{file}"))
+  assert f"python -m rkd_jax.main --config configs/{file}" in text(f"configs/{file}")
+
+
+def test_one_version():
+  project = tomllib.loads(text("pyproject.toml"))["project"]
+  citation = yaml.safe_load(text("CITATION.cff"))
+  assert project["version"] == rkd_jax.__version__ == citation["version"]
+  assert project["license"] == citation["license"] == "Apache-2.0"
+  assert "Version 2.0, January 2004" in text("LICENSE")
