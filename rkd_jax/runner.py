@@ -4,6 +4,7 @@ An artefact is a directory: `final/` (the roles and the method's state), `metric
 `done.json`, written last. A phase that is interrupted goes on from `checkpoints/`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -163,14 +164,12 @@ class Runner:
     """The finished phase, if its artefact is there, whole, and made from the same description."""
     if not (directory / "done.json").exists():
       return None
-    record = read_json(directory / "done.json")
-    if record["phase"] != json.loads(json.dumps(phase.describe())):
-      return None
     try:
+      record = read_json(directory / "done.json")
       saved = checkpoint.load_tree(directory / "final")
       whole = checkpoint.digest(saved) == record["sha256"]
-    except Exception:  # whatever Orbax raises on damaged files
-      whole, saved = False, {}
+    except Exception:  # a file of ours or of Orbax that is damaged in whatever way
+      whole, saved, record = False, {}, {}
     if not whole:
       self.say.warn(f"{directory} is damaged; the phase {phase.name!r} is made again.")
       shutil.rmtree(directory)
@@ -181,7 +180,7 @@ class Runner:
     memory = refill(state.method, saved.get("state", {}))
     trees = frozen | sharding.replicate(self.mesh, trained)
     memory = sharding.replicate(self.mesh, memory)
-    self.say.say(f"{described(phase):<44}  found, made before")
+    self.say.found(described(phase))
     return Finished(phase, program, trees, memory, directory, record)
 
   def _begin(self, phase: Phase) -> tuple[Any, Program, Any, dict[str, Tree], Any]:
@@ -210,6 +209,7 @@ class Runner:
     lines = directory / "metrics.jsonl"
     title = described(phase)
     with (
+      contextlib.closing(checkpoints),
       MetricsWriter(lines, directory / "tensorboard", step + 1 if step else 0) as writer,
       self.say.phase(title, step, program.rounds) as tick,
       loop.StopSignal() as stop,
@@ -227,7 +227,6 @@ class Runner:
       )
       state = loop.train(running, state, checkpoints, stop, had_stopped(lines))
       jax.block_until_ready(state)
-    checkpoints.close()
     seconds, images = time.monotonic() - began, (program.rounds - step) * stream.batch
     record = {"steps": int(state.step), "seconds": seconds, "images_per_second": images / seconds}
     return self._deliver(phase, directory, program, state, frozen, record)

@@ -1,5 +1,6 @@
 """Small phases for tests: a tiny network on 8x8 images, put together as the runner does it."""
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -101,11 +102,9 @@ class Small:
       self.program, self.roles, self.stream, frozen, self.example, hooks=hooks or loop.Hooks(),
       **every,
     )  # fmt: skip
-    self.frozen, self.checkpoints = frozen, checkpoints
-    with loop.StopSignal() as stop:
-      state = loop.train(phase, state, checkpoints, stop, self.stopped)
-    checkpoints.close()
-    return state
+    self.frozen = frozen
+    with contextlib.closing(checkpoints), loop.StopSignal() as stop:
+      return loop.train(phase, state, checkpoints, stop, self.stopped)
 
   stopped: bool = False
 

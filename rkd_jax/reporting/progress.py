@@ -23,16 +23,18 @@ class Reporter:
   """Says what happens. `quiet` silences all but warnings."""
 
   def __init__(self, quiet: bool = False):
-    self._out, self._err = (
-      Console(highlight=False, quiet=quiet),
-      Console(stderr=True, highlight=False),
-    )
+    self._out = Console(highlight=False, quiet=quiet)
+    self._err = Console(highlight=False, stderr=True)
 
   def say(self, text: str) -> None:
     self._out.print(text, markup=False)
 
   def warn(self, text: str) -> None:
     self._err.print(f"warning: {text}", markup=False, style="yellow")
+
+  def found(self, title: str) -> None:
+    """A phase that was done before."""
+    self.say(f"{title:<44}  found, made before")
 
   @contextmanager
   def phase(self, title: str, start: int, total: int) -> Iterator[Ticker]:

@@ -112,7 +112,7 @@ def _threat(cells: Sequence[Cell], setting: Mapping[str, Any]) -> str:
 
 
 def _target(config: Mapping[str, Any], classes: Sequence[str]) -> str:
-  target = _mapping(config.get("backdoor")).get("target")
+  target = config.get("target")
   if not isinstance(target, int):
     return "the target class"
   name = str(classes[target]) if 0 <= target < len(classes) else str(target)

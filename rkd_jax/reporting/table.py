@@ -94,9 +94,12 @@ def entry(row: Row, metric: str) -> dict[str, str]:
   cells, summary = row.of(metric), row.over(metric)
   if summary is None:
     return {"main": NOT_MEASURED, "sub": ""}
+  known = [value for value in summary["points"] if value is not None]
+  if known and summary["mean"] is None:
+    mean = number(metric, sum(known) / len(known))
+    return {"main": mean, "sub": f"{len(known)} of {len(cells)} seeds"}
   if summary["mean"] is None:
-    known = [value for value in summary["points"] if value is not None]
-    sub = f"{len(known)} of {len(cells)} seeds known" if known else ""
+    sub = ""
   elif len(cells) == 1:
     sub = interval(metric, cells[0].ci95)
   else:

@@ -101,6 +101,12 @@ def load_tree(directory: pathlib.Path) -> Tree:
     return checkpointer.restore(directory.absolute(), restore_args=arguments)
 
 
+def shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
+  """{path: shape} of a tree of arrays, in its order."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf.shape for p, leaf in leaves}
+
+
 def digest(tree: Tree) -> str:
   """SHA-256 over names, types, shapes and bytes of a tree of arrays."""
   sha = hashlib.sha256()

@@ -11,9 +11,10 @@ import numpy as np
 
 from rkd_jax.backdoors.base import Backdoor
 from rkd_jax.data.stream import Resident
+from rkd_jax.errors import UserError
 from rkd_jax.methods.base import Bound, Example, Role, implements
 from rkd_jax.models.network import Network
-from rkd_jax.training import sharding, update
+from rkd_jax.training import checkpoint, sharding, update
 from rkd_jax.training.state import Program, TrainState, init_role, role_key
 
 Tree = Any
@@ -45,6 +46,24 @@ def _initialiser(network: Network):
   return jax.jit(network.init, compiler_options=quick)
 
 
+@functools.lru_cache
+def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
+  return checkpoint.shapes(jax.eval_shape(network.init, jax.random.key(0)))
+
+
+def check_given(name: str, network: Network, tree: Tree) -> None:
+  """Raises a `UserError` where delivered variables are not those of the role's architecture."""
+  wanted, found = _shapes(network), checkpoint.shapes(tree)
+  odd = [path for path in {**wanted, **found} if wanted.get(path) != found.get(path)]
+  if odd:
+    path = odd[-1]  # the head comes last: a mismatch of class counts shows there
+    raise UserError(
+      f"The network given as {name!r} does not fit the architecture that the config names for it: "
+      f"{path} has shape {found.get(path)}, expected {wanted.get(path)} (for {network.classes} "
+      f"classes, images {network.image_shape}). Name the architecture and data it was trained on."
+    )
+
+
 def values(
   roles: Mapping[str, Role], given: Mapping[str, Tree], key: jax.Array, example: Example
 ) -> dict[str, Tree]:
@@ -53,6 +72,8 @@ def values(
   seen: dict[str, Any] = {}
   for name, role in roles.items():
     if name in given:
+      if isinstance(role.module, Network):
+        check_given(name, role.module, given[name])
       made[name] = given[name] if role.module is not None else {"params": given[name]}
     elif role.from_state:
       continue
@@ -91,18 +112,22 @@ def begin(
   late = sharding.replicate(mesh, late)
   trained = {name: made[name] for name, _ in program.players if name in made} | late
   frozen = {name: tree for name, tree in made.items() if name not in trained}
-  trained, optimizers = _own(program, trained)
+  trained, optimizers, memory = _own(program, trained, memory)
   step = sharding.replicate(mesh, np.int32(0))
   state = TrainState(step, trained, optimizers, memory, metrics={})
   return update.with_metrics(program, state, frozen, stream.source(0)), frozen
 
 
 @functools.partial(jax.jit, static_argnames="program")
-def _own(program: Program, trees: dict[str, Tree]) -> tuple[dict[str, Tree], dict[str, Tree]]:
-  """The roles in buffers of their own (to be donated), and their optimisers' first states."""
+def _own(
+  program: Program, trees: dict[str, Tree], memory: Tree
+) -> tuple[dict[str, Tree], dict[str, Tree], Tree]:
+  """(roles, their optimisers' first states, the method's state) in buffers of their own: the step
+  is given them to overwrite, and a delivery or a frozen role must not be overwritten with them."""
   chains = {name: chain for name, chain in program.chains().items() if name in trees}
   optimizers = {name: chain.init(trees[name]["params"]) for name, chain in chains.items()}
-  return sharding.keep_whole(program.mesh, (jax.tree.map(jnp.copy, trees), optimizers))
+  trees, memory = jax.tree.map(jnp.copy, (trees, memory))
+  return sharding.keep_whole(program.mesh, (trees, optimizers, memory))
 
 
 def redraw(
@@ -118,7 +143,7 @@ def redraw(
   }
   made = values(roles, given, key, example)
   new = sharding.replicate(program.mesh, {name: made[name] for name in names})
-  new, optimizers = _own(program, new)
+  new, optimizers, _ = _own(program, new, ())
   roles, optimizers = {**state.roles, **new}, {**state.optimizers, **optimizers}
   return dataclasses.replace(state, roles=roles, optimizers=optimizers)
 

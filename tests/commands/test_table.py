@@ -51,8 +51,8 @@ def test_means_worst_and_every_seed():
   assert "| 91.0 % (90.0 %)<br>90.0, 92.0 | 60.0 % (70.0 %)<br>50.0, 70.0 | – |" in lines[4]
 
 
-def test_an_unknown_seed_leaves_the_mean_unknown():
-  assert "unknown (1 of 2 seeds known)<br>−0.4, –" in made()[4]
+def test_a_mean_of_some_seeds_says_of_how_many():
+  assert "| −0.4 % (1 of 2 seeds)<br>−0.4, – |" in made()[4]
 
 
 def test_one_seed_shows_its_interval():

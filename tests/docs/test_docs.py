@@ -117,6 +117,7 @@ def test_the_examples_run(written):
     "--config.methods=none,kd,confident,my_package.steady",
     "--config.method.confident.sure=0.2",
     "--config.backdoor=stripes",
+    "--config.teacher.network=convnet-8",
     "--config.student.network=convnet-4",
   )
   asked.clean_teacher_seeds, asked.all_labels_control = 0, False
@@ -130,7 +131,7 @@ def test_the_examples_run(written):
     (asr,) = results.select(cells, method=method, network="student", metric="asr")
     assert asr.n == 36 and asr.backdoor == "stripes"
   (kept,) = results.select(cells, metric="kept")
-  assert kept.method == "my_package.steady" and kept.base == "kd" and kept.count > 0
+  assert kept.method == "my_package.steady" and 0 < kept.count <= kept.n
   assert table.main([str(written / "run")]) == 0
 
 

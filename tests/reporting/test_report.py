@@ -44,7 +44,7 @@ def student(method, asr, acc=0.95, carried=None, seed=0, teacher="poisoned", **f
 def manifest(methods, **fields):
   return {
     "config_name": "quickstart",
-    "config": {"methods": list(methods), "backdoor": {"name": "badnets", "target": 0}},
+    "config": {"methods": list(methods), "backdoor": "badnets", "target": 0},
     "git": {"commit": "abc123", "dirty": False},
     "versions": {"jax": "0.10.2"},
     "devices": ["cpu:0"],

@@ -1,0 +1,237 @@
+"""Checkpoints: whole or not there, and where the newest is damaged the one before it serves."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rkd_jax.data.augment import Augment
+from rkd_jax.errors import UserError
+from rkd_jax.methods import kd
+from rkd_jax.training import checkpoint, sharding
+from rkd_jax.training.checkpoint import Checkpoints, digest
+
+
+def tree():
+  return {
+    "a": [jnp.arange(6.0).reshape(2, 3), jnp.int32(4)],
+    "b": {"x/y": jnp.array([True, False]), "empty": {}},
+    "c": (jnp.zeros((0, 2)), jnp.bfloat16(1.5)),
+  }
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_round_trip_with_types_structure_and_placement(tmp_path, devices):
+  mesh = sharding.make_mesh(devices)
+  state = sharding.replicate(mesh, tree())
+  split = jax.device_put(np.arange(16.0), NamedSharding(mesh, P("data")))
+  state["split"] = split
+  checkpoints = Checkpoints(tmp_path)
+  assert checkpoints.restore(state) is None and checkpoints.latest() is None
+  checkpoints.save(3, state)
+  checkpoints.close()
+  template = jax.tree.map(jnp.zeros_like, state)
+  step, found = Checkpoints(tmp_path).restore(template)
+  assert step == 3 and jax.tree.structure(found) == jax.tree.structure(state)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+    assert a.dtype == b.dtype and a.sharding.is_equivalent_to(b.sharding, b.ndim)
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_keeps_the_last_two_and_saves_a_step_once(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  for step in (2, 4, 6, 6):
+    checkpoints.save(step, {"x": jnp.float32(step)})
+  checkpoints.close()
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "6"]
+  assert Checkpoints(tmp_path).restore({"x": jnp.zeros(())})[1]["x"] == 6
+
+
+def test_a_restored_state_owns_its_buffers(tmp_path):
+  state = {"x": jnp.arange(1000.0)}
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, state)
+  _, found = checkpoints.restore(state)
+  grown = jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)(found)
+  np.testing.assert_array_equal(grown["x"], np.arange(1000.0) + 1)
+  checkpoints.close()
+
+
+def truncate(step: pathlib.Path):
+  for path in filter(pathlib.Path.is_file, step.rglob("*")):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(step: pathlib.Path):
+  for path in filter(pathlib.Path.is_file, step.rglob("*")):
+    os.truncate(path, 0)
+
+
+def garble(step: pathlib.Path):
+  noise = np.random.default_rng(0)
+  for path in filter(pathlib.Path.is_file, step.rglob("*")):
+    path.write_bytes(noise.bytes(path.stat().st_size))
+
+
+def lose_metadata(step: pathlib.Path):
+  for path in [*step.rglob("_METADATA"), *step.rglob("_CHECKPOINT_METADATA")]:
+    path.unlink()
+
+
+def lose_arrays(step: pathlib.Path):
+  for path in step.rglob("d"):
+    shutil.rmtree(path)
+
+
+def lose_everything(step: pathlib.Path):
+  shutil.rmtree(step)
+  step.mkdir()
+
+
+def another_shape(step: pathlib.Path):
+  other = Checkpoints(step.parent / "other")
+  other.save(6, {"x": jnp.zeros(3)})
+  other.close()
+  shutil.rmtree(step)
+  shutil.move(step.parent / "other" / "6", step)
+  shutil.rmtree(step.parent / "other")
+
+
+DAMAGES = truncate, empty, garble, lose_metadata, lose_arrays, lose_everything, another_shape
+
+
+def make():
+  return small.Small(kd.Method(), rounds=8, augment=Augment(flip=True, crop=1))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """(a directory with the checkpoints of steps 4 and 6, the digest of the end)."""
+  whole = tmp_path_factory.mktemp("whole")
+  end = digest(make().train(whole))
+  assert sorted(p.name for p in whole.iterdir()) == ["6", "8"]
+  toy = make()
+  cut = tmp_path_factory.mktemp("cut")
+  checkpoints = Checkpoints(cut)
+  state, frozen = toy.begin()
+  for step in range(7):
+    if step in (4, 6):
+      checkpoints.save(step, small.update.zero_metrics(toy.program, state))
+    state = toy.round(state, frozen)
+  checkpoints.close()
+  return cut, end
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_last(damage, trained, tmp_path):
+  saved, end = trained
+  shutil.copytree(saved, tmp_path / "c")
+  damage(tmp_path / "c" / "6")
+  toy = make()
+  steps = []
+  state = toy.train(tmp_path / "c", small.loop.Hooks(log=lambda step, _: steps.append(step)))
+  assert steps == [6, 8] and digest(state) == end
+  assert len(toy.warnings) == 1 and "step 6" in toy.warnings[0]
+  assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["6", "8"]  # saved anew, both
+  again = make()
+  assert digest(again.train(tmp_path / "c")) == end and not again.warnings
+
+
+def test_where_all_are_damaged_it_begins_anew(trained, tmp_path):
+  saved, end = trained
+  shutil.copytree(saved, tmp_path / "c")
+  for step in (tmp_path / "c").iterdir():
+    garble(step)
+  toy = make()
+  assert digest(toy.train(tmp_path / "c")) == end
+  assert [w.split()[5] for w in toy.warnings] == ["6", "4"]
+
+
+def test_what_a_kill_left_of_a_save_is_no_checkpoint(trained, tmp_path):
+  saved, end = trained
+  shutil.copytree(saved, tmp_path / "c")
+  shutil.move(tmp_path / "c" / "6", tmp_path / "c" / "6.orbax-checkpoint-tmp")
+  toy = make()
+  assert digest(toy.train(tmp_path / "c")) == end and not toy.warnings
+
+
+# Deliveries.
+
+
+def test_a_delivery_comes_back_and_its_digest_sees_every_byte(tmp_path):
+  tree = {"roles": {"w": jnp.arange(4.0)}, "state": {"00000:k": jnp.array([True, False])}}
+  checkpoint.save_tree(tmp_path / "final", tree)
+  found = checkpoint.load_tree(tmp_path / "final")
+  assert digest(found) == digest(tree)
+  for other in (
+    {"roles": {"v": jnp.arange(4.0)}, "state": tree["state"]},
+    {"roles": {"w": jnp.arange(4)}, "state": tree["state"]},
+    {"roles": {"w": jnp.arange(4.0).reshape(2, 2)}, "state": tree["state"]},
+    {"roles": {"w": jnp.arange(4.0).at[3].add(1e-6)}, "state": tree["state"]},
+  ):
+    assert digest(other) != digest(tree)
+  checkpoint.save_tree(tmp_path / "final", {"roles": {"w": jnp.zeros(2)}})  # written over
+  assert set(checkpoint.load_tree(tmp_path / "final")) == {"roles"}
+
+
+# A full disk: a limit on the size of files stands for it.
+
+FULL = textwrap.dedent("""
+  import pathlib, resource, signal, sys
+  import jax.numpy as jnp, numpy as np
+  from rkd_jax.errors import UserError
+  from rkd_jax.training.checkpoint import Checkpoints, load_tree, save_tree
+  import errno, os
+  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  here = pathlib.Path(sys.argv[1])
+  noise = lambda seed: {"x": jnp.asarray(np.random.default_rng(seed).random(300_000))}
+  checkpoints = Checkpoints(here / "c")
+  checkpoints.save(1, noise(1))
+  checkpoints._manager.wait_until_finished()
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+  for name, call in {
+    "checkpoint": lambda: (checkpoints.save(2, noise(2)), checkpoints.close()),
+    "delivery": lambda: save_tree(here / "final", noise(3)),
+  }.items():
+    try:
+      call()
+      print(name, "was written?")
+    except UserError as error:
+      print(name, "UserError", error)
+    except BaseException as error:
+      print(name, type(error), error)
+  resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  again = Checkpoints(here / "c")
+  step, found = again.restore({"x": jnp.zeros(300_000)})
+  print("restored", step, float(found["x"][0]) == float(noise(1)["x"][0]))
+  again.save(2, noise(2))
+  again.close()
+  print("left", sorted(p.name for p in (here / "c").iterdir()), (here / "final").exists())
+  save_tree(here / "final", noise(3))
+  print("delivered", load_tree(here / "final")["x"].shape)
+""")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_explained_and_leaves_nothing_half_written(tmp_path):
+  environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+  ran = subprocess.run(
+    [sys.executable, "-c", FULL, str(tmp_path)], env=environment, capture_output=True, text=True
+  )
+  print(ran.stdout, ran.stderr[-3000:])
+  lines = ran.stdout.splitlines()
+  for line, name in zip(lines, ("checkpoint", "delivery"), strict=False):
+    assert line.startswith(f"{name} UserError Cannot write {tmp_path}")
+    assert "start the same command again" in line
+  assert lines[2:] == ["restored 1 True", "left ['1', '2'] False", "delivered (300000,)"]
