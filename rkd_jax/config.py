@@ -41,6 +41,7 @@ def default() -> Config:
       "split_seed": 0,
       "holdout": 0.1,  # clean hold-out, and test where the data set has none: a fraction or a count
       "test": 0.2,
+      "train": 0.0,  # of what is left: a fraction or a count; 0: all
     }
   )
   config.teacher = section("wideresnet-16-2", epochs=10, poison=0.1)

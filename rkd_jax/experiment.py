@@ -33,7 +33,8 @@ def run(
   configs.normalise(config)
   configs.check(config)
   data, say = config.data, Reporter(quiet)
-  dataset = sources.load(data.name, data.data_dir or None, data.split_seed, data.holdout, data.test)
+  sizes = data.holdout, data.test, data.train
+  dataset = sources.load(data.name, data.data_dir or None, data.split_seed, *sizes)
   workdir.claim(directory, config)
   with workdir.only_run(directory):
     runner = Runner(config, dataset, directory, say)

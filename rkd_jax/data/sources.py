@@ -68,7 +68,14 @@ class Dataset:
     return height, width, channels
 
 
-def load(name: str, data_dir: str | None, split_seed: int, holdout: float, test: float) -> Dataset:
+def load(
+  name: str,
+  data_dir: str | None,
+  split_seed: int,
+  holdout: float,
+  test: float,
+  train: float = 0,
+) -> Dataset:
   """Reads a data set and cuts it into train, hold-out and test.
 
   Args:
@@ -78,6 +85,7 @@ def load(name: str, data_dir: str | None, split_seed: int, holdout: float, test:
     holdout: how much of the training part is held out, class-balanced: below 1 a fraction, from 1
       on a count.
     test: the same for the test part of a data set that has none of its own; others keep theirs.
+    train: how much of what is then left to train on is used, class-balanced; 0: all.
 
   Raises:
     UserError: if the data set is unknown, not prepared, or not of equally large labelled images,
@@ -86,18 +94,22 @@ def load(name: str, data_dir: str | None, split_seed: int, holdout: float, test:
   kind, _, argument = name.partition(":")
   if kind not in SOURCES:
     raise _unknown(name)
-  train, official, class_names = SOURCES[kind](argument, data_dir)
+  whole, official, class_names = SOURCES[kind](argument, data_dir)
+  classes = len(class_names)
   if official is None:
-    size = splits.count("The test part", test, len(train))
-    train, official = _cut(train, size, len(class_names), seeds.fold(split_seed, "test"))
-  size = splits.count("The hold-out", holdout, len(train))
-  train, held = _cut(train, size, len(class_names), seeds.fold(split_seed, "holdout"))
-  parts = {"train": train, "holdout": held, "test": official}
-  _check(name, parts, len(class_names))
-  mean, std = PUBLISHED.get(":".join(name.split(":")[:2])) or statistics(train.images)
+    size = splits.count("The test part", test, len(whole))
+    whole, official = _cut(whole, size, classes, seeds.fold(split_seed, "test"))
+  size = splits.count("The hold-out", holdout, len(whole))
+  used, held = _cut(whole, size, classes, seeds.fold(split_seed, "holdout"))
+  if train:
+    size = splits.count("The training part", train, len(used))
+    used = _cut(used, size, classes, seeds.fold(split_seed, "train"))[1]
+  parts = {"train": used, "holdout": held, "test": official}
+  _check(name, parts, classes)
+  mean, std = PUBLISHED.get(":".join(name.split(":")[:2])) or statistics(used.images)
   return Dataset(
     name=name,
-    train=train,
+    train=used,
     holdout=held,
     test=official,
     class_names=class_names,

@@ -22,11 +22,14 @@ class Checkpoints:
   """The last checkpoints of one phase. A kill at any moment leaves the newest whole one usable."""
 
   def __init__(self, directory: pathlib.Path, keep: int = 2, warn: Callable[[str], None] = print):
-    self._warn, self._directory = warn, directory
+    self._warn, self._directory, self._keep = warn, directory, keep
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+      max_to_keep=self._keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
     )
-    self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+    return ocp.CheckpointManager(self._directory.absolute(), options=options)
 
   def save(self, step: int, state: Tree) -> None:
     """Starts writing the state; returns once the arrays may be donated."""
@@ -49,7 +52,10 @@ class Checkpoints:
           f"The checkpoint of step {step} in {self._directory} cannot be read "
           f"({type(error).__name__}); going back to the one before it."
         )
-        self._manager.delete(step)
+        # Orbax learns a checkpoint's layout from the newest one: look again without it.
+        self._manager.close()
+        shutil.rmtree(self._directory / str(step))
+        self._manager = self._open()
         continue
       # The restored arrays may alias Orbax's host buffers; a donated state must own its own.
       leaves = jax.jit(lambda leaves: jax.tree.map(jnp.copy, leaves))(
@@ -122,6 +128,7 @@ class explained:  # noqa: N801 (reads as a verb: `with explained(directory):`)
 
   WORDS = (
     "no space left",
+    "file too large",
     "resource_exhausted",
     "read-only file system",
     "permission denied",

@@ -208,3 +208,14 @@ def test_cifar10(tmp_path):
   np.testing.assert_allclose(mean, data.mean, atol=5e-5)
   np.testing.assert_allclose(std, data.std, atol=5e-5)
   assert data.mean == (0.4914, 0.4822, 0.4465)
+
+
+def test_train_takes_a_balanced_subset_of_what_the_other_parts_leave():
+  whole = sources.load("digits", None, 0, 197, 500)
+  some = sources.load("digits", None, 0, 197, 500, train=200)
+  assert len(some.train) == 200 and np.bincount(some.train.labels).tolist() == [20] * 10
+  rows = {image.tobytes() for image in whole.train.images}
+  assert all(image.tobytes() in rows for image in some.train.images)
+  np.testing.assert_array_equal(some.test.images, whole.test.images)
+  np.testing.assert_array_equal(some.holdout.labels, whole.holdout.labels)
+  assert some.fingerprint != whole.fingerprint
