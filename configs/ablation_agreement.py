@@ -14,12 +14,11 @@ The quickstart's story (digits, 5 % labelled, 2 % contaminated, BadNets; teacher
 About 8 minutes on two CPU cores. Results: results/ablation_agreement.md.
 """
 
-from ml_collections import ConfigDict
-
 from configs import quickstart
+from rkd_jax.config import Config
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
+def get_config(arg: str | None = None) -> Config:
   """The quickstart's config with six methods beside none and kd."""
   config = quickstart.get_config(arg)
   config.unlock()

@@ -11,13 +11,12 @@ DIR holds CIFAR-10 as TFDS prepares it in array_record format; where it does not
 the command that prepares it. Cost: not measured yet. Result: not measured yet.
 """
 
-from ml_collections import ConfigDict
-
 from rkd_jax import config as base
+from rkd_jax.config import Config
 from rkd_jax.errors import UserError
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
+def get_config(arg: str | None = None) -> Config:
   """One seed; more with --config.seeds=0,1,2."""
   if arg:
     raise UserError(f"cifar10 takes no argument, but got {arg!r}")

@@ -9,13 +9,12 @@ backdoor (10 % of their training images), 1,100 unlabelled images of which 2 % c
   python -m rkd_jax.main --config configs/quickstart.py --config.backdoor=blended --config.seeds=3,4
 """
 
-from ml_collections import ConfigDict
-
 from rkd_jax import config as base
+from rkd_jax.config import Config
 from rkd_jax.errors import UserError
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
+def get_config(arg: str | None = None) -> Config:
   """The story; `arg` "smoke" makes it a test of seconds whose numbers mean nothing."""
   config = base.default()
   config.data.update({"name": "digits", "holdout": 197.0, "test": 500.0})

@@ -80,7 +80,9 @@ def trigger_fields(name: str) -> dict[str, Any]:
 
 
 def normalise(config: Config) -> None:
-  """`--config.methods=none,kd` arrives as one string; makes it two."""
+  """Makes one form of what can be said in two: `method` with a name, `--config.methods=none,kd`."""
+  if "name" in config.method:
+    config.methods = (config.method.name,)
   config.methods = tuple(part for name in config.methods for part in name.split(",") if part)
 
 

@@ -10,6 +10,7 @@ from rkd_jax.reporting import report, results
 from rkd_jax.reporting.progress import Reporter
 from rkd_jax.runner import Runner
 from rkd_jax.story import Story
+from rkd_jax.training.loop import StopSignal
 
 
 def run(
@@ -36,8 +37,8 @@ def run(
   sizes = data.holdout, data.test, data.train
   dataset = sources.load(data.name, data.data_dir or None, data.split_seed, *sizes)
   workdir.claim(directory, config)
-  with workdir.only_run(directory):
-    runner = Runner(config, dataset, directory, say)
+  with workdir.only_run(directory), StopSignal() as stop:
+    runner = Runner(config, dataset, directory, say, stop)
     runner.check()
     cells = []
     for seed in config.seeds:

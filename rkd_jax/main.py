@@ -65,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
     return failed(error)
 
   try:
+    configs.normalise(config)
     workdir = _WORKDIR.value or f"runs/{name}-{configs.digest(config)}"
     experiment.run(config, pathlib.Path(workdir), name, _QUIET.value)
   except UserError as error:

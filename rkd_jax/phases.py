@@ -6,7 +6,9 @@ its result depends on; equal phases of several methods, or of several runs, are 
 
 import dataclasses
 import hashlib
+import inspect
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,11 +69,13 @@ class Phase:
 
 
 def describe_method(method: Method) -> dict[str, Any]:
-  """{"name": file, field: value, ...}, nested for plug-ins."""
+  """{"name": module, "source": hash of its file, field: value, ...}, nested for plug-ins."""
   fields: Mapping[str, Any] = {
     f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init
   }
-  return {"name": type(method).__module__} | {
+  module = sys.modules[type(method).__module__]
+  source = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:8]
+  return {"name": module.__name__, "source": source} | {
     name: describe_method(value) if isinstance(value, Method) else value
     for name, value in fields.items()
   }

@@ -149,9 +149,15 @@ def make_method(spec: Mapping[str, Any]) -> Method:
   if "base" in spec:
     base = spec["base"]
     spec["base"] = make_method({"name": base} if isinstance(base, str) else base)
-  elif isinstance(part := lookup.load("methods", name), type) and issubclass(part, Plugin):
+  elif is_plugin(name):
     spec["base"] = make_method({"name": "kd"})
   return lookup.build("methods", name, spec)
+
+
+def is_plugin(name: str) -> bool:
+  """Whether the method wraps another; one that is not there is none."""
+  known = "." in name or name in lookup.names("methods")
+  return known and issubclass(lookup.load("methods", name), Plugin)
 
 
 def fields(name: str) -> dict[str, Any]:
@@ -181,14 +187,15 @@ def specs(config: Config) -> dict[str, dict[str, Any]]:
   for label in config.methods:
     given = config.method[label].to_dict() if label in config.method else {}
     found[label] = resolved(config, {"name": label} | given)
-    if found[label]["name"] not in names() and "." not in label:
-      raise UserError(f"No method is called {label!r}. {nearest(label, names())}")
+    name = found[label]["name"]
+    if name not in names() and "." not in name:
+      raise UserError(f"No method is called {name!r}. {nearest(name, names())}")
   return found
 
 
 def resolved(config: Config, spec: dict[str, Any]) -> dict[str, Any]:
   """The spec with a base that is named replaced by that method's own fields in the config."""
-  base = spec.get("base")
+  base = spec.get("base") or ("kd" if is_plugin(spec["name"]) else None)
   if isinstance(base, str):
     given = config.method[base].to_dict() if base in config.method else {}
     base = {"name": base} | given

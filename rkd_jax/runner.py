@@ -63,8 +63,16 @@ class Finished:
 class Runner:
   """Makes phases of one config on one data set."""
 
-  def __init__(self, config: Config, dataset: Dataset, directory: pathlib.Path, say: Reporter):
-    self.config, self.dataset, self.workdir, self.say = config, dataset, directory, say
+  def __init__(
+    self,
+    config: Config,
+    dataset: Dataset,
+    directory: pathlib.Path,
+    say: Reporter,
+    stop: loop.StopSignal,
+  ):
+    self.config, self.dataset, self.workdir = config, dataset, directory
+    self.say, self.stop = say, stop
     self.mesh = sharding.make_mesh(config.devices)
     self.teachers = pathlib.Path(config.teachers_dir or directory.parent / "teachers")
     self.holdout = Split(self.mesh, dataset.holdout.images, config.eval_batch)
@@ -80,6 +88,7 @@ class Runner:
   def finish(self, phase: Phase) -> Finished:
     """The phase's result; trains it where there is none."""
     if phase.key not in self._done:
+      self.stop.check("between two phases")
       for _, delivery in phase.given:
         self.finish(delivery.phase)
       if self.setup(phase).learned and phase.part == "pool" and self.config.contamination:
@@ -212,9 +221,9 @@ class Runner:
       contextlib.closing(checkpoints),
       MetricsWriter(lines, directory / "tensorboard", step + 1 if step else 0) as writer,
       self.say.phase(title, step, program.rounds) as tick,
-      loop.StopSignal() as stop,
     ):
-      hooks = loop.Hooks(self._evaluator(program, frozen), writer.write, tick)
+      evaluate = self._evaluator(program, frozen)
+      hooks = loop.Hooks(evaluate, writer.write, writer.flush, tick)
       running = loop.Phase(
         program,
         roles,
@@ -225,7 +234,7 @@ class Runner:
         self.config.save_every,
         hooks,
       )
-      state = loop.train(running, state, checkpoints, stop, had_stopped(lines))
+      state = loop.train(running, state, checkpoints, self.stop, had_stopped(lines))
       jax.block_until_ready(state)
     seconds, images = time.monotonic() - began, (program.rounds - step) * stream.batch
     record = {"steps": int(state.step), "seconds": seconds, "images_per_second": images / seconds}

@@ -256,7 +256,7 @@ def network(networks: Mapping[str, Any], role: str) -> Any:
   if role not in networks:
     raise UserError(
       f"The method needs a network {role!r}; the config names {', '.join(networks) or 'none'}. "
-      f"Add `config.{role} = dict(name=...)`."
+      f"Add --config.networks.{role}, as in wideresnet-10-1, to the config."
     )
   return networks[role]
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import pathlib
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -129,10 +130,10 @@ class explained:  # noqa: N801 (reads as a verb: `with explained(directory):`)
   WORDS = (
     "no space left",
     "file too large",
-    "resource_exhausted",
     "read-only file system",
     "permission denied",
     "quota",
+    "resource_exhausted",
   )
 
   def __init__(self, path: pathlib.Path):
@@ -142,11 +143,9 @@ class explained:  # noqa: N801 (reads as a verb: `with explained(directory):`)
     return self
 
   def __exit__(self, kind, error, trace) -> None:
-    text = str(error).lower()
-    if error is not None and any(word in text for word in self.WORDS):
-      reason = next(
-        line for line in str(error).splitlines() if any(w in line.lower() for w in self.WORDS)
-      )
+    word = next((w for w in self.WORDS if w in str(error).lower()), None)
+    if error is not None and word:
+      reason = next(p for p in re.split(r": |\n", str(error)) if word in p.lower())
       raise UserError(
         f"Cannot write {self.path}: {reason.strip()[:300]}. Free some space (or choose another "
         f"--workdir) and start the same command again: it goes on from the last checkpoint."

@@ -45,6 +45,11 @@ class StopSignal:
     for number, handler in self._old.items():
       signal.signal(number, handler)
 
+  def check(self, where: str) -> None:
+    """Raises `Preempted` if a signal has come."""
+    if self.name:
+      raise Preempted(f"{self.name} came {where}; everything is saved.")
+
   def _note(self, number: int, _frame: Any) -> None:
     if self.name and number == signal.SIGINT:
       raise KeyboardInterrupt
@@ -58,11 +63,13 @@ class Hooks:
   Attributes:
     evaluate: state -> {name: number}, added to each line of metrics.
     log: (step, {name: number}), once for each line.
+    flush: called before a checkpoint is written: no line may be younger than it.
     tick: step reached, for a progress bar; called at most a few times a second.
   """
 
   evaluate: Callable[[TrainState], Mapping[str, float]] = lambda state: {}
   log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
+  flush: Callable[[], None] = lambda: None
   tick: Callable[[int], None] = lambda step: None
 
 
@@ -106,6 +113,7 @@ def train(
         phase.hooks.log(step, metrics | ({"stopped": 1.0} if done and step < rounds else {}))
         state = update.zero_metrics(program, state)
       if stop.name or (step > restored and (step % phase.save_every == 0 or done)):
+        phase.hooks.flush()
         checkpoints.save(step, state)
       if stop.name:
         checkpoints.close()
