@@ -38,7 +38,7 @@ def interleave(
   """Runs every contestant once a round, starting with another one each time.
 
   Args:
-    patience: seconds to wait at most for a quiet moment before each run.
+    patience: seconds to spend on finding a quiet moment for each run.
 
   Returns:
     {name: {"steps", "images_per_second", "ms_per_step" (medians over the quiet rounds, or over all
@@ -51,16 +51,24 @@ def interleave(
     names = list(runs)
     turn = number % len(names)
     for name in names[turn:] + names[:turn]:
-      wait_for_quiet(patience)
-      before = _cpu()
-      rate = batch * steps[name] / runs[name](steps[name])
-      samples[name].append({"images_per_second": rate, "foreign_cpu": _foreign(before, _cpu())})
+      samples[name].append(_sample(runs[name], steps[name], batch, patience))
   return {name: _summary(steps[name], batch, found) for name, found in samples.items()}
 
 
-def wait_for_quiet(patience: float) -> None:
-  """Returns when other processes leave the processors alone, or after so many seconds."""
+def _sample(run: Run, steps: int, batch: int, patience: float) -> dict[str, Any]:
+  """One run. What was disturbed is thrown away and done again for as long as there is patience."""
   end = time.monotonic() + patience
+  while True:
+    wait_for_quiet(end)
+    before = _cpu()
+    rate = batch * steps / run(steps)
+    sample = {"images_per_second": rate, "foreign_cpu": _foreign(before, _cpu())}
+    if _quiet(sample) or time.monotonic() > end:
+      return sample
+
+
+def wait_for_quiet(end: float) -> None:
+  """Returns when other processes leave the processors alone, or at the latest at this time."""
   while time.monotonic() < end:
     before = _cpu()
     time.sleep(0.5)

@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument("--images", type=int, default=50_000, help="size of the synthetic data set")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--seconds", type=float, default=10.0, help="of a contestant in each round")
-  parser.add_argument("--patience", type=float, default=5.0, help="seconds to wait for quiet")
+  parser.add_argument("--patience", type=float, default=5.0, help="seconds spent on finding quiet")
   parser.add_argument("--torch", action="store_true", help="time eager PyTorch too")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/bench"))
   return parser.parse_args()
@@ -59,10 +59,11 @@ def main() -> None:
   if options.torch:
     report["torch"] = about_torch()
   rows = jax_cells.synthetic(options.images)
-  report["cells"] = [cell(pair, rows, options) for pair in options.pairs.split(",")]
-  report["load_after"] = measure.load()
+  report["cells"] = []
   path = options.out / measure.slug() / "step.json"
-  write_json(path, report)
+  for pair in options.pairs.split(","):
+    report["cells"].append(cell(pair, rows, options))
+    write_json(path, report | {"load_after": measure.load()})  # what is measured is kept
   show(report)
   Console().print(f"Written to {path}", highlight=False)
 

@@ -84,8 +84,11 @@ class Method(base.Plugin):
 
   def batch(self, key, variables, state, batch, step):
     batch, state = super().batch(key, variables, state, batch, step)
+    keep = state["keep"][batch["index"]]
+    if "mix_label" in batch:  # half of an image is the example before it, see `augment`
+      keep &= jnp.roll(keep, 1)
+    batch = {**batch, "keep": keep}
     if self.dropped == "replace":
-      keep = state["keep"][batch["index"]]
       order, count = jnp.argsort(~keep, stable=True), jnp.maximum(keep.sum(), 1)
       rows = order[jnp.arange(len(keep)) % count]
       batch = jax.tree.map(lambda leaf: leaf[rows], batch)
@@ -93,7 +96,7 @@ class Method(base.Plugin):
 
   def loss(self, player, variables, state, batch, targets, key, step):
     terms, aux = super().loss(player, variables, state, batch, targets, key, step)
-    keep = state["keep"][batch["index"]].astype(jnp.float32)
+    keep = batch["keep"].astype(jnp.float32)
     weighed = {
       name: (term[0], term[1] * keep) if isinstance(term, tuple) else term
       for name, term in terms.items()
