@@ -1,5 +1,6 @@
 """What `step.py` times of rkd_jax: one phase's bare jitted step, and the loop around it."""
 
+import dataclasses
 import math
 import pathlib
 import tempfile
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rkd_jax import config as configs
+from rkd_jax import networks
 from rkd_jax.data.augment import Augment
 from rkd_jax.data.sources import Dataset, Split
 from rkd_jax.data.stream import Resident, Rows
@@ -37,9 +39,10 @@ def network(name: str, dtype: str) -> Any:
   """The `Network` that a config would name so, for CIFAR-10's shapes."""
   config = configs.default()
   config.dtype = dtype
-  few = Split(*synthetic(1).arrays().values())
+  one = synthetic(1)
+  few = Split(one.image, one.label)
   classes = tuple(str(i) for i in range(10))
-  return configs.network(config, name, Dataset("bench", few, few, few, classes, MEAN, STD, ""))
+  return networks.build(config, name, Dataset("bench", few, few, few, classes, MEAN, STD, ""))
 
 
 class Cell:
@@ -50,21 +53,21 @@ class Cell:
 
   def __init__(self, teacher: str, student: str, rows: Rows, batch: int, dtype: str):
     mesh = sharding.make_mesh()
-    networks = {"student": network(student, dtype)}
+    nets = {"student": network(student, dtype)}
     if teacher:
-      networks["teacher"] = network(teacher, dtype)
+      nets["teacher"] = network(teacher, dtype)
     method = kd.Method() if teacher else supervised.Method()
-    self.roles = method.roles(networks)
+    self.roles = method.roles(nets)
     augment = Augment(flip=True, crop=CROP)
     self.program = make_program(method, self.roles, ROUNDS, augment, mesh, Optimizer())
     self.stream = Resident(rows, batch, seed=0, put=lambda tree: sharding.replicate(mesh, tree))
     self.example = start.example_of(self.stream, (32, 32, 3), 10)
     given = {}
     if teacher:
-      given["teacher"] = start.fresh(networks["teacher"], jax.random.key(1))
-    self.first, self.frozen = start.begin(
-      self.program, self.roles, given, self.stream, self.example
-    )
+      given["teacher"] = start.fresh(nets["teacher"], jax.random.key(1))
+    phase = self.program, self.roles, given, self.stream, self.example
+    first, self.frozen = start.begin(*phase)
+    self.first = update.with_metrics(self.program, first, self.frozen, self.stream.source(0))
 
   @property
   def arguments(self) -> tuple[Any, ...]:
@@ -80,7 +83,7 @@ class Cell:
     """A state of its own buffers (they will be donated), so many steps before the phase's end."""
     state = jax.tree.map(jnp.copy, self.first)
     step = sharding.replicate(self.program.mesh, np.int32(ROUNDS - steps))
-    return jax.block_until_ready(state.replace(step=step))
+    return jax.block_until_ready(dataclasses.replace(state, step=step))
 
   def bare(self, steps: int) -> float:
     """Seconds of so many calls of the jitted step on one unchanging source."""
@@ -103,7 +106,7 @@ class Cell:
       folder, end = pathlib.Path(name), _End()
       with MetricsWriter(folder / "metrics.jsonl", folder / "tensorboard") as writer:
         hooks = loop.Hooks(log=writer.write)
-        phase = loop.Phase(
+        phase = loop.Running(
           self.program, self.roles, self.stream, self.frozen, self.example,
           self.log_every(steps), ROUNDS + 1, hooks,
         )  # fmt: skip

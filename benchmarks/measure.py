@@ -6,7 +6,6 @@ import pathlib
 import platform
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -23,11 +22,14 @@ Run = Callable[[int], float]  # so many steps -> the seconds they took, everythi
 QUIET = 0.1
 
 
-def steps_for(run: Run, seconds: float, most: int) -> int:
+def steps_for(run: Run, seconds: float, most: int, patience: float = 0.0) -> int:
   """How many steps of `run` last about so many seconds. Compiles and warms up on the way."""
   run(2)
   steps = 2
-  while (spent := run(steps)) < seconds / 4 and steps < most:
+  while True:
+    wait_for_quiet(time.monotonic() + patience)
+    if (spent := run(steps)) >= seconds / 4 or steps >= most:
+      break
     steps = min(4 * steps, most)
   return max(2, min(round(steps * seconds / spent), most))
 
@@ -114,7 +116,8 @@ def cost(jitted: Any, *args: Any) -> dict[str, Any]:
   Returns:
     "trace_s", "compile_s"; "flops" and "bytes_unfused" of the program as written (each operation
     reads and writes memory); "bytes" of the compiled one (fused; null where the back end does not
-    tell); "peak_memory_bytes" with "arguments_bytes" and "temporary_bytes" of which it is made.
+    tell); "arguments_bytes" (data set and state), "temporary_bytes", and "peak_memory_bytes": these
+    and what is returned in buffers of its own. (XLA's own peak leaves out temporaries on CPU.)
   """
   began = time.perf_counter()
   lowered = jitted.lower(*args)
@@ -123,15 +126,17 @@ def cost(jitted: Any, *args: Any) -> dict[str, Any]:
   done = time.perf_counter()
   written, fused = lowered.cost_analysis() or {}, compiled.cost_analysis() or {}
   memory = compiled.memory_analysis()
+  arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+  returned = memory.output_size_in_bytes - memory.alias_size_in_bytes
   return {
     "trace_s": traced - began,
     "compile_s": done - traced,
     "flops": written.get("flops"),
     "bytes_unfused": written.get("bytes accessed"),
     "bytes": fused.get("bytes accessed"),
-    "peak_memory_bytes": memory and memory.peak_memory_in_bytes,
-    "arguments_bytes": memory and memory.argument_size_in_bytes,
-    "temporary_bytes": memory and memory.temp_size_in_bytes,
+    "peak_memory_bytes": arguments + temporary + returned,
+    "arguments_bytes": arguments,
+    "temporary_bytes": temporary,
   }
 
 
@@ -142,7 +147,6 @@ def context() -> dict[str, Any]:
   return {
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "git": git_revision(),
-    "command": ["python", "benchmarks/step.py", *sys.argv[1:]],
     "versions": versions | {package: metadata.version(package) for package in packages},
     "device": device(),
     "load_before": load(),

@@ -79,12 +79,13 @@ def cell(pair: str, rows: Rows, options: argparse.Namespace) -> dict[str, Any]:
   cost = measure.cost(update._round, *ours.arguments)
   runs: dict[str, measure.Run] = {"bare": ours.bare, "loop": ours.loop}
   theirs = torch_cells(teacher, student, rows, options) if options.torch else {}
-  steps = {"bare": measure.steps_for(ours.bare, options.seconds, jax_cells.ROUNDS)}
+  limits = options.seconds, jax_cells.ROUNDS, options.patience
+  steps = {"bare": measure.steps_for(ours.bare, *limits)}
   steps["loop"] = steps["bare"]
   ours.loop(2)
   for name, contestant in theirs.items():
     runs[name] = contestant.run
-    steps[name] = measure.steps_for(contestant.run, options.seconds, jax_cells.ROUNDS)
+    steps[name] = measure.steps_for(contestant.run, *limits)
   timed = measure.interleave(runs, steps, options.rounds, options.batch, options.patience)
   return {
     "teacher": teacher or None,

@@ -9,16 +9,15 @@ import hashlib
 import json
 from typing import Any
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rkd_jax import lookup, recipes
 from rkd_jax.data.augment import Augment
-from rkd_jax.data.sources import Dataset
 from rkd_jax.errors import UserError, check_range, nearest
-from rkd_jax.models.network import Network
 from rkd_jax.phases import Config
 from rkd_jax.training.optimizer import Optimizer
+
+DTYPES = ("float32", "bfloat16")  # of the computation
 
 
 def default() -> Config:
@@ -66,6 +65,7 @@ def section(network: str, **changes: Any) -> Config:
     "network": network,  # a file of models/ and its first fields: "wideresnet-16-2"
     "epochs": 10,
     "steps": 0,  # rounds; where not 0, in place of epochs
+    "rounds_per_epoch": 100,  # of a phase without data
     "batch_size": 64,
     "augment": dataclasses.asdict(Augment()),
     "optimizer": dataclasses.asdict(Optimizer()),
@@ -87,55 +87,60 @@ def normalise(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-  """Raises a `UserError` for what can be known to be wrong before any work."""
+  """Raises a `UserError` for what can be known to be wrong without the data."""
   check_range("config.labels", config.labels, 0, 1)
   check_range("config.contamination", config.contamination, 0, 1)
   check_range("config.teacher.poison", config.teacher.poison, 0, 1)
-  if not config.seeds:
-    raise UserError("config.seeds is empty; give at least one, as --config.seeds=0,1,2")
+  for key in ("save_every", "eval_batch"):
+    check_range(f"config.{key}", config[key], 1, 10**9)
+  check_range("config.devices", config.devices, 0, 10**6)
+  check_range("config.bn_group", config.bn_group, 0, 10**9)
+  if config.dtype not in DTYPES:
+    raise UserError(f"config.dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}.")
   whole = all(isinstance(seed, int) and seed >= 0 for seed in config.seeds)
-  if not whole or len(set(config.seeds)) < len(config.seeds):
-    raise UserError(f"config.seeds={config.seeds}: seeds are distinct whole numbers >= 0.")
+  if not config.seeds or not whole or len(set(config.seeds)) < len(config.seeds):
+    raise UserError(
+      f"config.seeds is {config.seeds}; give distinct whole numbers >= 0, as --config.seeds=0,1,2"
+    )
   for key in ("teacher", "student", "labelled"):
-    part = config[key]
-    if part.batch_size < 1 or (part.steps < 1 and part.epochs < 1):
-      raise UserError(f"config.{key}: batch_size and epochs (or steps) must be at least 1.")
-    Augment(**part.augment)
-    Optimizer(**part.optimizer)
-  known = lookup.names("backdoors") + [n for n in recipes.names() if delivers_trigger(n)]
+    check_section(key, config[key])
+  known = [*lookup.names("backdoors"), *filter(delivers_trigger, recipes.names())]
   if config.backdoor not in known and "." not in config.backdoor:
     raise UserError(f"No backdoor is called {config.backdoor!r}. {nearest(config.backdoor, known)}")
-  for spec in recipes.specs(config).values():
-    recipes.phases(recipes.Setup(config, "", config.seeds[0]), spec)
+  if not recipes.specs(config):
+    raise UserError("config.methods is empty; name at least one, as --config.methods=none,kd")
+
+
+def check_section(name: str, section: Config) -> None:
+  """The same for one kind of phase."""
+  check_range(f"config.{name}.batch_size", section.batch_size, 1, 10**9)
+  for key in ("steps", "epochs"):
+    check_range(f"config.{name}.{key}", section[key], 0, 10**9)
+  if not section.steps and not section.epochs:
+    raise UserError(f"config.{name}: steps and epochs are both 0; one must be more.")
+  Augment(**section.augment)
+  Optimizer(**section.optimizer)
 
 
 def delivers_trigger(name: str) -> bool:
-  return name in lookup.names("methods") and "trigger" in lookup.load("methods", name).delivers
+  """Whether the method is an attack that trains its trigger."""
+  known = name in lookup.names("methods") and not recipes.is_plugin(name)
+  return known and "trigger" in lookup.load("methods", name).delivers
 
 
-def network(config: Config, name: str, dataset: Dataset) -> Network:
-  """The architecture "file-a-b" for this data: the file's first fields are a, b."""
-  kind, *numbers = name.split("-")
-  part = lookup.load("models", kind)
-  order = [f.name for f in dataclasses.fields(part) if f.init and f.name not in ("parent", "name")]
-  try:
-    fields: dict[str, Any] = {order[i]: int(number) for i, number in enumerate(numbers)}
-  except (ValueError, IndexError) as error:
-    raise UserError(
-      f"Cannot read the network {name!r}: after the file's name come whole numbers for its fields "
-      f"{', '.join(order)}, as in wideresnet-16-2."
-    ) from error
-  fields |= {"classes": dataset.classes, "dtype": jnp.dtype(config.dtype).type}
-  fields |= {"bn_group": config.bn_group or None}
-  known = {field: value for field, value in fields.items() if field in order}
-  return Network(
-    lookup.build("models", kind, known), dataset.image_shape, dataset.mean, dataset.std
-  )
+def identity(config: Config) -> dict[str, Any]:
+  """The config as plain values, without what cannot change a result: where things lie, how often
+  they are saved, on how many devices."""
+  plain = json.loads(json.dumps(config.to_dict()))
+  for key in ("devices", "save_every", "eval_batch", "teachers_dir"):
+    del plain[key]
+  del plain["data"]["data_dir"]
+  return plain
 
 
 def digest(config: Config) -> str:
   """Eight hex digits over the config."""
-  text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+  text = json.dumps(identity(config), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

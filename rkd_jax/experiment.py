@@ -1,5 +1,6 @@
 """A run: for every seed and method its phases, then predictions, cells, results and the report."""
 
+import contextlib
 import pathlib
 
 from rkd_jax import config as configs
@@ -36,13 +37,16 @@ def run(
   data, say = config.data, Reporter(quiet)
   sizes = data.holdout, data.test, data.train
   dataset = sources.load(data.name, data.data_dir or None, data.split_seed, *sizes)
-  workdir.claim(directory, config)
-  with workdir.only_run(directory), StopSignal() as stop:
+  with StopSignal() as stop, contextlib.ExitStack() as lock:
     runner = Runner(config, dataset, directory, say, stop)
-    runner.check()
+    stories = [Story(runner, seed) for seed in config.seeds]
+    for story in stories:
+      story.check()
+    workdir.make(directory)
+    lock.enter_context(workdir.only_run(directory))
+    workdir.claim(directory, config)
     cells = []
-    for seed in config.seeds:
-      story = Story(runner, seed)
+    for story in stories:
       story.run()
       cells += story.cells()
     results.write(directory / "results.json", manifest.make(runner, name), cells)

@@ -9,9 +9,8 @@ from importlib import metadata
 from typing import Any
 
 import rkd_jax
-from rkd_jax.phases import Phase
 from rkd_jax.reporting.files import atomic_write
-from rkd_jax.runner import Finished, Runner
+from rkd_jax.runner import Finished, Runner, kind
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -36,32 +35,25 @@ def make(runner: Runner, name: str) -> dict[str, Any]:
     "teachers": [
       {"seed": f.phase.seed, "sha256": f.record["sha256"], "kind": kind(f.phase)}
       for f in done
-      if f.phase.section == "teacher"
+      if f.phase.shared
     ],
     "phases": [described(runner, f) for f in done],
   }
 
 
-def kind(phase: Phase) -> str:
-  """Whether a teacher is the attacker's or the control's."""
-  made_by_attack = "trigger" in phase.method.delivers
-  return "poisoned" if made_by_attack or phase.part == "poisoned" else "clean"
-
-
 def described(runner: Runner, finished: Finished) -> dict[str, Any]:
   """A phase's line in the manifest; its metrics are copied into the workdir."""
   phase = finished.phase
-  given = dict(phase.given)
-  name = f"seed{phase.seed}-{phase.name.replace('/', '-')}-{phase.key[:8]}.jsonl"
+  name = f"seed{phase.seed}-{phase.name}-{phase.key[:8]}.jsonl"
   copy = runner.workdir / "metrics" / name
   copy.parent.mkdir(parents=True, exist_ok=True)
   atomic_write(copy, (finished.directory / "metrics.jsonl").read_bytes())
-  teacher = given["teacher"].phase if "teacher" in given else None
+  teacher = phase if phase.shared else phase.teacher
   return {
     "seed": phase.seed,
     "name": phase.name,
     "method": type(phase.method).__module__.rsplit(".", 1)[-1],
-    "teacher": kind(teacher) if teacher else (kind(phase) if phase.section == "teacher" else None),
+    "teacher": kind(teacher) if teacher else None,
     "metrics": str(copy.relative_to(runner.workdir)),
     "sha256": finished.record["sha256"],
     **{key: finished.record[key] for key in ("steps", "seconds", "images_per_second")},

@@ -5,11 +5,12 @@ its result depends on; equal phases of several methods, or of several runs, are 
 """
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
+import pathlib
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import rkd_jax
@@ -29,27 +30,37 @@ class Delivery:
 @dataclasses.dataclass(frozen=True)
 class Phase:
   """Attributes:
-  name: says what it is ("teacher", "kd/student"); its random numbers are drawn from (seed, name).
+  name: says what it is ("teacher", "student"); its random numbers are drawn from (seed, name).
   method: how it trains.
   part: the data it sees, one of `data.parts.PARTS`.
-  section: the config section with its epochs, batch size, augmentation and optimiser.
   given: ((role, Delivery), ...): where roles get their values.
   seed: of the run.
-  settings: JSON of all else that its result depends on (data, poison, section, networks).
+  settings: JSON of all else that its result depends on: how it trains, networks, data, poison.
+  shared: whether other runs may want it too (teachers).
   """
 
   name: str
   method: Method
   part: str
-  section: str
   given: tuple[tuple[str, Delivery], ...]
   seed: int
   settings: str
+  shared: bool = False
 
   def __getitem__(self, name: str) -> Delivery:
     return Delivery(self, name)
 
+  def setting(self, name: str) -> Any:
+    """One entry of the settings: "train", "networks", ..."""
+    return json.loads(self.settings)[name]
+
   @property
+  def teacher(self) -> "Phase | None":
+    """The phase whose network is taught here, if any."""
+    given = dict(self.given)
+    return given["teacher"].phase if "teacher" in given else None
+
+  @functools.cached_property
   def key(self) -> str:
     """Hex digest over everything that the result depends on."""
     text = json.dumps(self.describe(), sort_keys=True)
@@ -59,6 +70,7 @@ class Phase:
     """The phase as plain values; phases it builds on by their keys."""
     return {
       "version": rkd_jax.__version__,
+      "code": common_code(),
       "name": self.name,
       "method": describe_method(self.method),
       "part": self.part,
@@ -69,13 +81,30 @@ class Phase:
 
 
 def describe_method(method: Method) -> dict[str, Any]:
-  """{"name": module, "source": hash of its file, field: value, ...}, nested for plug-ins."""
-  fields: Mapping[str, Any] = {
-    f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init
-  }
-  module = sys.modules[type(method).__module__]
-  source = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:8]
-  return {"name": module.__name__, "source": source} | {
+  """{"name": module, "source": of its file, field: value, ...}, nested for plug-ins."""
+  fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}
+  plain = {
     name: describe_method(value) if isinstance(value, Method) else value
     for name, value in fields.items()
   }
+  return {"name": type(method).__module__, "source": source_of(type(method)), **plain}
+
+
+@functools.lru_cache
+def source_of(part: type) -> str:
+  """Short digest over the files that define a class and what it inherits from."""
+  modules = {c.__module__ for c in part.__mro__ if c.__module__ in sys.modules}
+  own = sorted(m for m in modules if m.split(".")[0] not in ("builtins", "flax", "typing"))
+  texts = [inspect.getsource(sys.modules[module]) for module in own]
+  return hashlib.sha256("".join(texts).encode()).hexdigest()[:8]
+
+
+@functools.lru_cache
+def common_code() -> str:
+  """Short digest over the code that every phase runs, whatever its method, network or trigger."""
+  root = pathlib.Path(rkd_jax.__file__).parent
+  files = [*root.glob("training/*.py"), *root.glob("data/*.py")]
+  files += [root / f for f in ("losses.py", "repeat.py", "implicit.py", "methods/views.py")]
+  files += [root / "models" / f for f in ("network.py", "norm.py")]
+  text = "".join(file.read_text() for file in sorted(files))
+  return hashlib.sha256(text.encode()).hexdigest()[:8]

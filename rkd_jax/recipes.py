@@ -1,8 +1,10 @@
 """What a config's method means: a name -> the phases that make its student.
 
-A method without a recipe here is a recipe of one phase on the pool, so a new method stays one
-file. A recipe takes the `Setup` and its method's fields, and returns {network's name: Phase} in
-order; the last is "student". Keyword arguments with defaults are fields of the recipe itself.
+A method without an entry here is one phase, so a new method stays one file. An entry of `RECIPES`
+is a function of the `Setup` and the method's fields that returns {network's name: Phase} in order,
+the last "student"; its keyword arguments with defaults are fields of its own. An entry of
+`GROUNDWORK` makes what a method's students need beside a teacher (features to be detoxified first,
+say), whatever wraps it.
 """
 
 import dataclasses
@@ -14,10 +16,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rkd_jax import lookup
+from rkd_jax.data.sources import Dataset
 from rkd_jax.errors import UserError, nearest
 from rkd_jax.methods.base import Method, Plugin
-from rkd_jax.phases import Config, Delivery, Phase
+from rkd_jax.networks import Networks
+from rkd_jax.phases import Config, Delivery, Phase, source_of
 
+Spec = dict[str, Any]  # {"name": ..., field: value, "base": Spec}
 Phases = dict[str, Phase]
 
 
@@ -27,13 +32,13 @@ class Setup:
 
   Attributes:
     config: the run's.
-    fingerprint: of the data.
+    dataset: what it is about.
     seed: whose teacher, plans, orders and students these are.
     clean_teacher: the control: a teacher trained without poison, all else the same.
   """
 
   config: Config
-  fingerprint: str
+  dataset: Dataset
   seed: int
   clean_teacher: bool = False
 
@@ -44,37 +49,45 @@ class Setup:
     part: str,
     section: str,
     given: Mapping[str, Delivery] | None = None,
+    shared: bool = False,
+    train: Mapping[str, Any] | None = None,
+    networks: Mapping[str, str] | None = None,
   ) -> Phase:
-    """A phase trained as the config's `section` says."""
+    """A phase trained as the config's `section` says.
+
+    Args:
+      shared: whether other runs may want it too.
+      train: what differs from the section.
+      networks: {role: architecture} that differ: whoever trains a teacher trains it as "student".
+    """
     config = self.config
+    names = {r: config[r].network for r in ("teacher", "student")} | config.networks.to_dict()
+    found = Networks(config, self.dataset, {**names, **(networks or {})})
+    method.roles(found)
     settings = {
-      "data": config.data.to_dict() | {"fingerprint": self.fingerprint, "data_dir": None},
-      "train": config[section].to_dict(),
-      "networks": self.networks(section),
+      "data": self.dataset.fingerprint,
+      "train": {**config[section].to_dict(), **(train or {}), "network": None, "poison": None},
+      "networks": found.asked,
+      "models": {role: source_of(type(found[role].module)) for role in found.asked},
       "precision": [config.dtype, config.bn_group],
       "labels": config.labels if part in ("pool", "labelled") else None,
+      "poison": self.poison(part),
     }
-    if part == "poisoned" or (part == "pool" and config.contamination):
-      settings["backdoor"] = {
-        "name": config.backdoor,
-        "fields": config.trigger.get(config.backdoor, ConfigDict()).to_dict(),
-        "target": config.target,
-        "contamination": config.contamination if part == "pool" else None,
-        "made_by": self.poisoned_teacher().key if part == "pool" and self.learned else None,
-      }
     deliveries = tuple(sorted((given or {}).items()))
     text = json.dumps(settings, sort_keys=True)
-    return Phase(name, method, part, section, deliveries, self.seed, text)
+    return Phase(name, method, part, deliveries, self.seed, text, shared)
 
-  def networks(self, section: str) -> dict[str, str]:
-    """{role: architecture's name} that a phase of this section may use.
-
-    Whoever trains a teacher trains it as the role "student" (or, for an attack, as "teacher").
-    """
-    teacher, student = self.config.teacher.network, self.config.student.network
-    extra = self.config.networks.to_dict() if section != "teacher" or self.learned else {}
-    own = {"student": teacher if section == "teacher" else student, "teacher": teacher}
-    return {**own, **extra}
+  def poison(self, part: str) -> dict[str, Any] | None:
+    """The trigger that is in a part of the data, and how much of it."""
+    config = self.config
+    rate = {"poisoned": config.teacher.poison, "pool": config.contamination}.get(part, 0)
+    if not rate:
+      return None
+    fields = config.trigger.get(config.backdoor, ConfigDict()).to_dict()
+    source = None if self.learned else source_of(lookup.load("backdoors", config.backdoor))
+    made_by = self.poisoned_teacher().key if self.learned else None
+    named = {"name": config.backdoor, "source": source, "target": config.target}
+    return {**named, "rate": rate, "fields": fields, "made_by": made_by}
 
   @property
   def learned(self) -> bool:
@@ -82,76 +95,95 @@ class Setup:
     return self.config.backdoor not in lookup.names("backdoors")
 
   def poisoned_teacher(self) -> Phase:
+    name, own = self.config.backdoor, {"student": self.config.teacher.network}
     if not self.learned:
-      return self.phase("teacher", make_method({"name": "supervised"}), "poisoned", "teacher")
-    fields = self.config.method.get(self.config.backdoor, ConfigDict()).to_dict()
-    attack = make_method({"name": self.config.backdoor, "target": self.config.target} | fields)
+      method = make_method({"name": "supervised"})
+      return self.phase("teacher", method, "poisoned", "teacher", shared=True, networks=own)
+    fields = self.config.method.get(name, ConfigDict()).to_dict()
+    attack = make_method({"name": name, "target": self.config.target} | fields)
     if "trigger" not in attack.delivers:
-      known = [*lookup.names("backdoors"), "adba"]
-      raise UserError(
-        f"{self.config.backdoor!r} is no backdoor. {nearest(self.config.backdoor, known)}"
-      )
-    return self.phase("teacher", attack, "clean", "teacher")
+      raise UserError(f"{name!r} is no backdoor. {nearest(name, [*lookup.names('backdoors')])}")
+    return self.phase("teacher", attack, "clean", "teacher", shared=True)
 
   def teacher_phase(self) -> Phase:
-    if self.clean_teacher:
-      return self.phase("teacher", make_method({"name": "supervised"}), "clean", "teacher")
-    return self.poisoned_teacher()
+    if not self.clean_teacher:
+      return self.poisoned_teacher()
+    method, own = make_method({"name": "supervised"}), {"student": self.config.teacher.network}
+    return self.phase("teacher", method, "clean", "teacher", shared=True, networks=own)
 
   @property
   def teacher(self) -> Delivery:
     phase = self.teacher_phase()
     return phase["teacher" if "teacher" in phase.method.delivers else "student"]
 
-  def supervised(self, part: str = "labelled") -> Phase:
-    """A student that never meets the teacher: the baseline, and the first witness."""
+  def alone(self, part: str = "labelled") -> Phase:
+    """A student that never meets a teacher: the baseline, and the first witness."""
     section = "labelled" if part == "labelled" else "student"
-    return self.phase(f"none/{part}", make_method({"name": "supervised"}), part, section)
+    return self.phase(f"alone-{part}", make_method({"name": "supervised"}), part, section)
 
-  def student(self, name: str, method: Method, **given: Delivery) -> Phase:
-    """A student distilled on the pool."""
-    return self.phase(name, method, "pool", "student", {"teacher": self.teacher, **given})
+  def student(self, name: str, method: Method, given: Mapping[str, Delivery]) -> Phase:
+    """A student of the teacher, on the data that its method wants."""
+    return self.phase(name, method, method.part, "student", {"teacher": self.teacher, **given})
 
 
 def none(setup: Setup) -> Phases:
   """No teacher: supervised on the labelled part."""
-  return {"student": setup.supervised()}
+  return {"student": setup.alone()}
 
 
 def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
   """A witness from the labelled part, then rounds of agreement, each student the next witness."""
   if rounds < 1:
     raise UserError(f"agreement.rounds is {rounds}; it must be at least 1.")
-  method = make_method({"name": "agreement", **fields})
-  phases = {"witness": setup.supervised()}
-  last = phases["witness"]
+  spec = {"name": "agreement", **fields}
+  phases, given = groundwork(setup, spec)
+  method = make_method(spec)
+  last = phases["witness"] = setup.alone()
   for number in range(1, rounds + 1):
-    given = {"witness": last["student"]} | ({"kept": last["keep"]} if number > 1 else {})
+    given["witness"] = last["student"]
     # The last round's random numbers are those of every method's student: a paired comparison.
-    final = number == rounds
-    last = setup.student("student" if final else f"round{number}", method, **given)
-    phases["student" if final else f"round{number}"] = last
+    name = "student" if number == rounds else f"round{number}"
+    last = phases[name] = setup.student(name, method, given)
+    given["kept"] = last["keep"]
   return phases
 
 
+def single(setup: Setup, spec: Spec) -> Phases:
+  """What most methods are: their groundwork, and one phase."""
+  phases, given = groundwork(setup, spec)
+  return {**phases, "student": setup.student("student", make_method(spec), given)}
+
+
 RECIPES: dict[str, Callable[..., Phases]] = {"none": none, "agreement": agreement}
+# name -> (setup, fields) -> (phases, {role: Delivery} for whoever uses the method)
+GROUNDWORK: dict[str, Callable[[Setup, Spec], tuple[Phases, dict[str, Delivery]]]] = {}
+
+
+def groundwork(setup: Setup, spec: Spec) -> tuple[Phases, dict[str, Delivery]]:
+  """What must be there before a student of this spec, its bases' groundwork first."""
+  phases, given = groundwork(setup, spec["base"]) if spec.get("base") else ({}, {})
+  if spec["name"] in GROUNDWORK:
+    more, roles = GROUNDWORK[spec["name"]](setup, spec)
+    phases, given = {**phases, **more}, {**given, **roles}
+  return phases, given
+
+
+def phases(setup: Setup, spec: Spec) -> Phases:
+  """The phases of a method's spec."""
+  if spec["name"] not in RECIPES:
+    return single(setup, spec)
+  rest = {field: value for field, value in spec.items() if field != "name"}
+  recipe = RECIPES[spec["name"]]
+  try:
+    call = inspect.signature(recipe).bind(setup, **rest)
+  except TypeError as error:
+    raise UserError(f"The method {spec['name']!r} does not take these fields: {error}.") from error
+  return recipe(*call.args, **call.kwargs)
 
 
 def names() -> list[str]:
   """Everything that `config.methods` may name."""
   return sorted({*RECIPES, *lookup.names("methods")})
-
-
-def make_method(spec: Mapping[str, Any]) -> Method:
-  """{"name": ..., field: value, "base": {...}} -> the Method, its base made likewise."""
-  spec = dict(spec)
-  name = spec.pop("name")
-  if "base" in spec:
-    base = spec["base"]
-    spec["base"] = make_method({"name": base} if isinstance(base, str) else base)
-  elif is_plugin(name):
-    spec["base"] = make_method({"name": "kd"})
-  return lookup.build("methods", name, spec)
 
 
 def is_plugin(name: str) -> bool:
@@ -160,65 +192,54 @@ def is_plugin(name: str) -> bool:
   return known and issubclass(lookup.load("methods", name), Plugin)
 
 
+def make_method(spec: Mapping[str, Any]) -> Method:
+  """{"name": ..., field: value, "base": {...}} -> the Method, its base made likewise."""
+  fields = {field: value for field, value in spec.items() if field != "name"}
+  if "base" in fields or is_plugin(spec["name"]):
+    fields["base"] = make_method(fields.get("base") or {"name": "kd"})
+  return lookup.build("methods", spec["name"], fields)
+
+
 def fields(name: str) -> dict[str, Any]:
   """The fields that a method's name takes in a config, with their defaults."""
-  recipe = RECIPES.get(name)
   found = {}
-  if recipe:
-    parameters = inspect.signature(recipe).parameters.values()
+  if name in RECIPES:
+    parameters = inspect.signature(RECIPES[name]).parameters.values()
     found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
   if name in lookup.names("methods"):
-    part = lookup.load("methods", name)
-    found |= {
-      f.name: f.default
-      for f in dataclasses.fields(part)
-      if f.init and f.name != "base" and f.default is not dataclasses.MISSING
-    }
-    if issubclass(part, Plugin):
-      found["base"] = "kd"
+    own = [f for f in dataclasses.fields(lookup.load("methods", name)) if f.init]
+    found |= {f.name: f.default for f in own if f.default is not dataclasses.MISSING}
+    found |= {"base": "kd"} if is_plugin(name) else {}
   return found
 
 
-def specs(config: Config) -> dict[str, dict[str, Any]]:
-  """{label: {"name": ..., fields}} of the methods that the config compares, bases filled in."""
+def specs(config: Config) -> dict[str, Spec]:
+  """{label: Spec} of the methods that the config compares, bases and all."""
   if "name" in config.method:
     return {config.method.name: resolved(config, config.method.to_dict())}
-  found = {}
-  for label in config.methods:
-    given = config.method[label].to_dict() if label in config.method else {}
-    found[label] = resolved(config, {"name": label} | given)
-    name = found[label]["name"]
-    if name not in names() and "." not in name:
-      raise UserError(f"No method is called {name!r}. {nearest(name, names())}")
-  return found
+  return {
+    label: resolved(config, {"name": label} | given(config, label)) for label in config.methods
+  }
 
 
-def resolved(config: Config, spec: dict[str, Any]) -> dict[str, Any]:
+def given(config: Config, label: str) -> Spec:
+  return config.method[label].to_dict() if label in config.method else {}
+
+
+def resolved(config: Config, spec: Spec, above: tuple[str, ...] = ()) -> Spec:
   """The spec with a base that is named replaced by that method's own fields in the config."""
-  base = spec.get("base") or ("kd" if is_plugin(spec["name"]) else None)
+  name = spec["name"]
+  if name not in names() and "." not in name:
+    raise UserError(f"No method is called {name!r}. {nearest(name, names())}")
+  if name in above:
+    raise UserError(f"The method {name!r} wraps itself: {' around '.join((*above, name))}.")
+  base = spec.get("base") or ("kd" if is_plugin(name) else None)
   if isinstance(base, str):
-    given = config.method[base].to_dict() if base in config.method else {}
-    base = {"name": base} | given
-  return spec | ({"base": resolved(config, base)} if base else {})
+    base = {"name": base} | given(config, base)
+  return spec | ({"base": resolved(config, base, (*above, name))} if base else {})
 
 
-def phases(setup: Setup, spec: Mapping[str, Any]) -> Phases:
-  """The phases of a method's spec."""
-  rest = {field: value for field, value in spec.items() if field != "name"}
-  if spec["name"] in RECIPES:
-    recipe = RECIPES[spec["name"]]
-    try:
-      return recipe(setup, **rest)
-    except TypeError as error:
-      raise UserError(
-        f"The method {spec['name']!r} does not take these fields: {error}."
-      ) from error
-  return {"student": setup.student("student", make_method(spec))}
-
-
-def base_of(spec: Mapping[str, Any]) -> str | None:
-  """The name of the innermost base: the undefended method that a plug-in is compared with."""
+def innermost(spec: Spec) -> Spec | None:
+  """The undefended method that a plug-in is compared with; None where nothing is wrapped."""
   base = spec.get("base")
-  while base and base.get("base"):
-    base = base["base"]
-  return base["name"] if base else None
+  return (innermost(base) or base) if base else None

@@ -7,27 +7,28 @@ An artefact is a directory: `final/` (the roles and the method's state), `metric
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rkd_jax import config as configs
 from rkd_jax import lookup, workdir
 from rkd_jax.backdoors import learned
 from rkd_jax.backdoors.base import Backdoor
-from rkd_jax.data import seeds
+from rkd_jax.data import augment, seeds
 from rkd_jax.data.augment import Augment
 from rkd_jax.data.parts import Parts
 from rkd_jax.data.sources import Dataset
 from rkd_jax.data.stream import Nothing, Resident
-from rkd_jax.evaluation.predictions import Split
+from rkd_jax.evaluation.predictions import Questions
+from rkd_jax.methods.base import Example, Role
+from rkd_jax.models.network import Network
+from rkd_jax.networks import Networks
 from rkd_jax.phases import Config, Delivery, Phase
 from rkd_jax.recipes import Setup
 from rkd_jax.reporting.files import read_json, write_json
@@ -38,6 +39,7 @@ from rkd_jax.training.optimizer import Optimizer
 from rkd_jax.training.state import Program, make_program
 
 Tree = Any
+LINES = 50  # of metrics, about, for a phase of many short epochs
 
 
 @dataclasses.dataclass
@@ -55,9 +57,19 @@ class Finished:
     variables = self.program.method.materialize(self.program.bind(self.trees))
     return self.program.method.deliver(variables, self.memory)[name]
 
-  def predict(self, split: Split) -> np.ndarray:
-    """int32[N]: the class of every image of the split."""
-    return split.predict(self.program, self.trees, self.memory)
+  def answer(self, questions: Questions) -> np.ndarray:
+    """int32[N]: the class of every image."""
+    return questions.ask(self.program, self.trees, self.memory)
+
+
+class Ready(NamedTuple):
+  """All that a phase needs before its first state."""
+
+  program: Program
+  roles: dict[str, Role]
+  given: dict[str, Tree]
+  stream: Any
+  example: Example
 
 
 class Runner:
@@ -75,15 +87,48 @@ class Runner:
     self.say, self.stop = say, stop
     self.mesh = sharding.make_mesh(config.devices)
     self.teachers = pathlib.Path(config.teachers_dir or directory.parent / "teachers")
-    self.holdout = Split(self.mesh, dataset.holdout.images, config.eval_batch)
+    self.holdout = Questions(self.mesh, dataset.holdout.images, config.eval_batch)
     self._done: dict[str, Finished] = {}
+    self._parts: dict[int, Parts] = {}
 
-  def check(self) -> None:
-    """Makes every seed's plans and networks now, so that mistakes show before any training."""
-    for seed in self.config.seeds:
-      self.parts(seed)
-    for role in ("teacher", "student"):
-      configs.network(self.config, self.config[role].network, self.dataset).shapes()
+  # What a seed's phases share.
+
+  def parts(self, seed: int) -> Parts:
+    """Who sees which images."""
+    if seed not in self._parts:
+      config = self.config
+      rates = config.labels, config.teacher.poison, config.contamination
+      self._parts[seed] = Parts(self.dataset, seed, *rates, self._planner())
+    return self._parts[seed]
+
+  def backdoor(self, seed: int) -> Backdoor:
+    """The trigger of this seed, delivered by its teacher's phase if it is learned."""
+    setup = Setup(self.config, self.dataset, seed)
+    if not setup.learned:
+      return self._planner()
+    found = self.deliver(setup.poisoned_teacher()["trigger"])
+    return sharding.replicate(self.mesh, learned.Backdoor(target=self.config.target, **found))
+
+  def _planner(self) -> Backdoor:
+    """The backdoor as far as planning goes; for a fixed trigger that is all of it."""
+    name, target = self.config.backdoor, {"target": self.config.target}
+    if name not in lookup.names("backdoors"):
+      return learned.Backdoor(**target)
+    fields = self.config.trigger.get(name, ConfigDict()).to_dict()
+    return lookup.build("backdoors", name, fields | target)
+
+  # Phases.
+
+  def check(self, phase: Phase) -> None:
+    """Raises a `UserError` if the phase's networks cannot see its batches."""
+    train, names = phase.setting("train"), phase.setting("networks")
+    networks = Networks(self.config, self.dataset, names)
+    if phase.part == "nothing":
+      batch = train["batch_size"]
+    else:
+      batch = min(train["batch_size"], len(self.parts(phase.seed).rows(phase.part)))
+    for role in names:
+      traced(networks[role], batch, Augment(**train["augment"]))
 
   def finish(self, phase: Phase) -> Finished:
     """The phase's result; trains it where there is none."""
@@ -91,10 +136,11 @@ class Runner:
       self.stop.check("between two phases")
       for _, delivery in phase.given:
         self.finish(delivery.phase)
-      if self.setup(phase).learned and phase.part == "pool" and self.config.contamination:
-        self.finish(self.setup(phase).poisoned_teacher())
+      setup = Setup(self.config, self.dataset, phase.seed)
+      if setup.learned and phase.part == "pool" and self.config.contamination:
+        self.finish(setup.poisoned_teacher())
       directory = self.directory(phase)
-      with workdir.making(directory, self.say.say):
+      with workdir.making(directory, self.say.say, self.stop.check):
         self._done[phase.key] = self._load(phase, directory) or self._train(phase, directory)
     return self._done[phase.key]
 
@@ -102,72 +148,36 @@ class Runner:
     """What was made or loaded so far, in that order."""
     return iter(self._done.values())
 
-  def setup(self, phase: Phase) -> Setup:
-    return Setup(self.config, self.dataset.fingerprint, phase.seed)
-
   def directory(self, phase: Phase) -> pathlib.Path:
-    """Teachers are shared between runs; everything else belongs to this one."""
-    if phase.section == "teacher":
+    """What other runs may want lies outside this one's workdir."""
+    if phase.shared:
       return self.teachers / phase.key
-    name = phase.name.replace("/", "-")
-    return self.workdir / "phases" / f"seed{phase.seed}" / f"{name}-{phase.key[:8]}"
+    return self.workdir / "phases" / f"seed{phase.seed}" / f"{phase.name}-{phase.key[:8]}"
 
   def deliver(self, delivery: Delivery) -> Tree:
     return self.finish(delivery.phase).deliver(delivery.name)
 
-  # The story of a seed.
-
-  def backdoor(self, seed: int) -> Backdoor:
-    """The trigger of this seed, delivered by its teacher's phase if it is learned."""
-    setup = Setup(self.config, self.dataset.fingerprint, seed)
-    if not setup.learned:
-      return self._planner()
-    found = self.deliver(setup.poisoned_teacher()["trigger"])
-    trigger = learned.Backdoor(target=self.config.target, **found)
-    return sharding.replicate(self.mesh, trigger)
-
-  def _planner(self) -> Backdoor:
-    """The backdoor as far as planning goes; for a fixed trigger that is all of it."""
-    if self.config.backdoor not in lookup.names("backdoors"):
-      return learned.Backdoor(target=self.config.target)
-    fields = self.config.trigger.get(self.config.backdoor, ConfigDict()).to_dict()
-    return lookup.build("backdoors", self.config.backdoor, fields | {"target": self.config.target})
-
-  @functools.lru_cache  # noqa: B019 (a runner lives as long as its run)
-  def parts(self, seed: int) -> Parts:
-    config = self.config
-    return Parts(
-      self.dataset,
-      seed,
-      config.labels,
-      config.teacher.poison,
-      config.contamination,
-      self._planner(),
-    )
-
-  # One phase.
-
-  def _networks(self, phase: Phase) -> dict[str, Any]:
-    names = json.loads(phase.settings)["networks"]
-    return {role: configs.network(self.config, name, self.dataset) for role, name in names.items()}
+  def prepare(self, phase: Phase, given: dict[str, Tree]) -> Ready:
+    """The phase's program and data, its roles' values as far as they are given."""
+    names = phase.setting("networks")
+    roles = phase.method.roles(Networks(self.config, self.dataset, names))
+    train, stream = phase.setting("train"), self._stream(phase)
+    rounds = train["steps"] or train["epochs"] * stream.steps_per_epoch
+    optimizer, changes = Optimizer(**hashable(train["optimizer"])), train["optimizers"]
+    changes = {role: hashable(fields) for role, fields in changes.items()}
+    moves = Augment(**train["augment"])
+    program = make_program(phase.method, roles, rounds, moves, self.mesh, optimizer, changes)
+    example = start.example_of(stream, self.dataset.image_shape, self.dataset.classes)
+    return Ready(program, roles, given, stream, example)
 
   def _stream(self, phase: Phase) -> Any:
-    section = self.config[phase.section]
-    seed, put = seeds.fold(phase.seed, phase.name), functools.partial(sharding.replicate, self.mesh)
+    train, seed = phase.setting("train"), seeds.fold(phase.seed, phase.name)
+    put = functools.partial(sharding.replicate, self.mesh)
     if phase.part == "nothing":
-      return Nothing(section.batch_size, max(section.steps // max(section.epochs, 1), 1), seed, put)
+      return Nothing(train["batch_size"], train["rounds_per_epoch"], seed, put)
     rows = self.parts(phase.seed).rows(phase.part)
     backdoor = None if rows.kind is None else self.backdoor(phase.seed)
-    return Resident(rows, section.batch_size, seed, put, backdoor)
-
-  def _program(self, phase: Phase, roles: Mapping[str, Any], stream: Any) -> Program:
-    section = self.config[phase.section]
-    augment = Augment(**section.augment)
-    rounds = section.steps or section.epochs * stream.steps_per_epoch
-    optimizer = Optimizer(**section.optimizer)
-    return make_program(
-      phase.method, roles, rounds, augment, self.mesh, optimizer, section.optimizers.to_dict()
-    )
+    return Resident(rows, train["batch_size"], seed, put, backdoor)
 
   def _load(self, phase: Phase, directory: pathlib.Path) -> Finished | None:
     """The finished phase, if its artefact is there, whole, and made from the same description."""
@@ -183,60 +193,44 @@ class Runner:
       self.say.warn(f"{directory} is damaged; the phase {phase.name!r} is made again.")
       shutil.rmtree(directory)
       return None
-    roles, program, stream, given, example = self._begin(phase)
-    state, frozen = start.begin(program, roles, given, stream, example, surveyed=True)
-    trained = refill(state.roles, saved["roles"])
-    memory = refill(state.method, saved.get("state", {}))
-    trees = frozen | sharding.replicate(self.mesh, trained)
-    memory = sharding.replicate(self.mesh, memory)
+    ready = self.prepare(phase, self._given(phase))
+    state, frozen = start.begin(*ready, surveyed=True)
+    trees = frozen | refill(self.mesh, state.roles, saved["roles"])
+    memory = refill(self.mesh, state.memory, saved.get("state", {}))
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     self.say.found(described(phase))
-    return Finished(phase, program, trees, memory, directory, record)
+    return Finished(phase, ready.program, trees, memory, directory, record)
 
-  def _begin(self, phase: Phase) -> tuple[Any, Program, Any, dict[str, Tree], Any]:
-    roles = phase.method.roles(self._networks(phase))
-    stream = self._stream(phase)
-    program = self._program(phase, roles, stream)
-    given = {role: self.deliver(delivery) for role, delivery in phase.given}
-    example = start.example_of(stream, self.dataset.image_shape, self.dataset.classes)
-    return roles, program, stream, given, example
+  def _given(self, phase: Phase) -> dict[str, Tree]:
+    return {role: self.deliver(delivery) for role, delivery in phase.given}
 
   def _train(self, phase: Phase, directory: pathlib.Path) -> Finished:
-    began = time.monotonic()
-    directory.mkdir(parents=True, exist_ok=True)
-    roles, program, stream, given, example = self._begin(phase)
+    workdir.make(directory)
+    ready = self.prepare(phase, self._given(phase))
+    lines, program = directory / "metrics.jsonl", ready.program
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", warn=self.say.warn)
-    resuming = checkpoints.latest() is not None
-    state, frozen = start.begin(program, roles, given, stream, example, surveyed=resuming)
-    restored = checkpoints.restore(state)
-    if restored:
-      step, state = restored
-    else:
-      step = 0
-      if resuming:  # nothing readable was left: from the beginning, survey and all
-        state, frozen = start.begin(program, roles, given, stream, example)
-    start.cache_targets(program, frozen, stream)
-    lines = directory / "metrics.jsonl"
-    title = described(phase)
-    with (
-      contextlib.closing(checkpoints),
-      MetricsWriter(lines, directory / "tensorboard", step + 1 if step else 0) as writer,
-      self.say.phase(title, step, program.rounds) as tick,
-    ):
-      evaluate = self._evaluator(program, frozen)
-      hooks = loop.Hooks(evaluate, writer.write, writer.flush, tick)
-      running = loop.Phase(
-        program,
-        roles,
-        stream,
-        frozen,
-        example,
-        stream.steps_per_epoch,
-        self.config.save_every,
-        hooks,
-      )
-      state = loop.train(running, state, checkpoints, self.stop, had_stopped(lines))
-      jax.block_until_ready(state)
-    seconds, images = time.monotonic() - began, (program.rounds - step) * stream.batch
+    with contextlib.closing(checkpoints):
+      state, frozen = start.resumed(*ready, checkpoints)
+      start.cache_targets(program, frozen, ready.stream)
+      step, began = int(state.step), time.monotonic()
+      with (
+        MetricsWriter(lines, directory / "tensorboard", step + 1 if step else 0) as writer,
+        self.say.phase(described(phase), step, program.rounds) as tick,
+      ):
+        evaluate = self._evaluator(program, frozen)
+        running = loop.Running(
+          program=program,
+          roles=ready.roles,
+          stream=ready.stream,
+          frozen=frozen,
+          example=ready.example,
+          log_every=log_every(program.rounds, ready.stream.steps_per_epoch),
+          save_every=self.config.save_every,
+          hooks=loop.Hooks(evaluate, writer.write, writer.flush, tick),
+        )
+        state = loop.train(running, state, checkpoints, self.stop, had_stopped(lines))
+        jax.block_until_ready(state)
+    seconds, images = time.monotonic() - began, (int(state.step) - step) * ready.stream.batch
     record = {"steps": int(state.step), "seconds": seconds, "images_per_second": images / seconds}
     return self._deliver(phase, directory, program, state, frozen, record)
 
@@ -244,7 +238,7 @@ class Runner:
     labels = self.dataset.holdout.labels
 
     def evaluate(state: Any) -> dict[str, float]:
-      answers = self.holdout.predict(program, frozen | state.roles, state.method)
+      answers = self.holdout.ask(program, frozen | state.roles, state.memory)
       return {"holdout_acc": float(np.mean(answers == labels))}
 
     return evaluate
@@ -253,25 +247,51 @@ class Runner:
     self, phase: Phase, directory: pathlib.Path, program: Program, state: Any, frozen: Tree,
     record: dict[str, Any],
   ) -> Finished:  # fmt: skip
-    saved = {"roles": state.roles, "state": checkpoint.flat(state.method)}
+    saved = {"roles": state.roles, "state": checkpoint.flat(state.memory)}
     checkpoint.save_tree(directory / "final", saved)
     record = {"phase": phase.describe(), "sha256": checkpoint.digest(saved)} | record
     write_json(directory / "done.json", record)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-    return Finished(phase, program, frozen | state.roles, state.method, directory, record)
+    return Finished(phase, program, frozen | state.roles, state.memory, directory, record)
+
+
+@functools.lru_cache
+def traced(network: Network, batch: int, augmentation: Augment) -> None:
+  """Runs a training step's images through a network, as shapes: mistakes show, nothing is done."""
+  image = jax.ShapeDtypeStruct((batch, *network.image_shape), np.float32)
+  label = jax.ShapeDtypeStruct((batch,), np.int32)
+
+  def forward(variables: Tree, keys: jax.Array, seen: dict[str, jax.Array]) -> Tree:
+    seen = augment.apply(augmentation, keys, seen)
+    return network.apply(variables, seen["image"], train=True)
+
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+  variables = jax.eval_shape(network.init, jax.random.key(0))
+  jax.eval_shape(forward, variables, keys, {"image": image, "label": label, "index": label})
 
 
 def described(phase: Phase) -> str:
   """A line's worth of what a phase is."""
   method = type(phase.method).__module__.rsplit(".", 1)[-1]
-  teacher = dict(phase.given).get("teacher")
-  control = teacher is not None and teacher.phase.part == "clean"
-  clean = phase.section == "teacher" and phase.part == "clean"
-  learned = "trigger" in (teacher.phase if teacher else phase).method.delivers
-  note = (
-    " (clean teacher)" if control and not learned else " (clean)" if clean and not learned else ""
-  )
+  whose = phase if phase.shared else phase.teacher
+  note = f" ({kind(whose)} teacher)" if whose and kind(whose) == "clean" else ""
   return f"seed {phase.seed}  {phase.name}: {method}{note}"
+
+
+def kind(teacher: Phase) -> str:
+  """Whether a teacher is the attacker's ("poisoned") or the control's ("clean")."""
+  attacked = "trigger" in teacher.method.delivers or teacher.part == "poisoned"
+  return "poisoned" if attacked else "clean"
+
+
+def log_every(rounds: int, epoch: int) -> int:
+  """Rounds between lines of metrics: an epoch, or several where epochs are short and many."""
+  return epoch * max(1, rounds // (LINES * epoch))
+
+
+def hashable(fields: dict[str, Any]) -> dict[str, Any]:
+  """JSON has lists where a compiled program's description has tuples."""
+  return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
 
 
 def had_stopped(lines: pathlib.Path) -> bool:
@@ -279,10 +299,10 @@ def had_stopped(lines: pathlib.Path) -> bool:
   return "stopped" in (read_lines(lines) or [{}])[-1]
 
 
-def refill(template: Tree, saved: Tree) -> Tree:
-  """Saved leaves in the template's structure."""
+def refill(mesh: jax.sharding.Mesh, template: Tree, saved: Tree) -> Tree:
+  """Saved leaves in the template's structure, on the devices."""
   leaves, structure = jax.tree.flatten(template)
   found = jax.tree.leaves(saved)
-  shapes = [leaf.shape for leaf in leaves], [leaf.shape for leaf in found]
-  assert shapes[0] == shapes[1], f"an artefact of the same key has other shapes: {shapes}"
-  return jax.tree.unflatten(structure, found)
+  if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in found]:
+    raise ValueError("an artefact of this key has other shapes")
+  return sharding.replicate(mesh, jax.tree.unflatten(structure, found))

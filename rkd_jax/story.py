@@ -9,13 +9,14 @@ import numpy as np
 
 from rkd_jax import recipes
 from rkd_jax.evaluation import protocol
-from rkd_jax.evaluation.predictions import Split
+from rkd_jax.evaluation.predictions import Questions
 from rkd_jax.evaluation.protocol import Answers, Student, Truth
 from rkd_jax.reporting import results
 from rkd_jax.reporting.files import atomic_write
 from rkd_jax.runner import Finished, Runner
 
 SHOWN = 8  # test images in the report
+VARIANTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class Story:
@@ -49,17 +50,25 @@ class Story:
       self.teachers[kind] = finish(setup.teacher_phase())
     setup = self.setup()
     if labels:
-      self.alone[labels] = finish(setup.supervised())
+      self.alone[labels] = finish(setup.alone())
     if self.config.all_labels_control and labels < 1:
-      self.alone[1.0] = finish(setup.supervised("clean"))
+      self.alone[1.0] = finish(setup.alone("clean"))
+
+  def check(self) -> None:
+    """Raises a `UserError` for whatever can be known to be wrong before any training."""
+    self.runner.parts(self.seed)
+    for spec in self.specs.values():
+      for phase in recipes.phases(self.setup(), spec).values():
+        self.runner.check(phase)
+    self.runner.check(self.setup().teacher_phase())
 
   def setup(self, kind: str = "poisoned") -> recipes.Setup:
-    fingerprint = self.runner.dataset.fingerprint
-    return recipes.Setup(self.config, fingerprint, self.seed, clean_teacher=kind == "clean")
+    dataset, clean = self.runner.dataset, kind == "clean"
+    return recipes.Setup(self.config, dataset, self.seed, clean_teacher=clean)
 
   def cells(self) -> list[results.Cell]:
     """All cells of the seed, after `run`; leaves the predictions they are computed from on disk."""
-    asked = Asked(self.runner, self.seed)
+    asked = Interview(self.runner, self.seed)
     teachers = {kind: asked(f"teacher/{kind}", teacher) for kind, teacher in self.teachers.items()}
     alone = {labels: asked(f"none/{labels:g}", network) for labels, network in self.alone.items()}
     students = {label: self.student(label, asked) for label in self.specs}
@@ -72,10 +81,11 @@ class Story:
       "backdoor": self.config.backdoor,
       "seed": self.seed,
       "teacher_seed": self.seed,
+      "variant": VARIANTS[self.config.dtype],
     }
     pool = self.pool()
     asked.save(pool, {label: student.kept for label, student in students.items()})
-    natural = alone.get(self.config.labels)
+    natural = alone.get(self.config.labels, alone.get(1.0))
     return protocol.seed_cells(asked.truth, common, teachers, students, natural, pool)
 
   def pool(self) -> tuple[np.ndarray, np.ndarray]:
@@ -84,17 +94,20 @@ class Story:
     victims = np.asarray(self.runner.backdoor(self.seed).victims(jnp.asarray(labels)))
     return self.runner.parts(self.seed).contaminated > 0, victims
 
-  def student(self, label: str, asked: "Asked") -> Student:
+  def student(self, label: str, asked: "Interview") -> Student:
     """A method's networks with their answers, its control, and what it kept of the pool."""
     spec, config = self.specs[label], self.config
-    has_pool = spec["name"] != "none"
+    phases = {name: made.phase for name, made in self.students[label, "poisoned"].items()}
+    part, innermost = phases["student"].part, recipes.innermost(spec)
+    pool = "contaminated" if config.contamination else "clean"
     fields = {
       "method": label,
-      "base": recipes.base_of(spec),
+      "base": innermost["name"] if innermost else None,
       "labels": config.labels,
-      "threat": ("contaminated" if config.contamination else "clean") if has_pool else None,
-      "contamination": config.contamination if has_pool else None,
+      "threat": {"pool": pool, "nothing": "data-free"}.get(part),
+      "contamination": config.contamination if part == "pool" else None,
     }
+    taught = frozenset(name for name, phase in phases.items() if phase.teacher)
     answers = {
       kind: {
         name: asked(f"{label}/{name}/{kind}", network)
@@ -108,29 +121,32 @@ class Story:
       if "keep" in network.phase.method.delivers
     }
     control, undefended = answers.get("clean", {}), self.undefended(spec)
-    return Student(fields, answers["poisoned"], control, undefended, kept)
+    return Student(fields, answers["poisoned"], taught, control, undefended, kept)
 
-  def undefended(self, spec: dict[str, Any]) -> str | None:
-    """The label of plain distillation of the same base; for the others, of kd."""
-    wanted = recipes.base_of(spec) or "kd"
-    return next((label for label, other in self.specs.items() if other["name"] == wanted), None)
+  def undefended(self, spec: recipes.Spec) -> str | None:
+    """The label of the method that a plug-in wraps, as it wraps it; for the others, of kd."""
+    if inner := recipes.innermost(spec):
+      return next((label for label, other in self.specs.items() if other == inner), None)
+    if spec["name"] == "kd":
+      return None
+    return next((label for label, other in self.specs.items() if other["name"] == "kd"), None)
 
 
-class Asked:
+class Interview:
   """The test set of one seed, and what every network answered on it."""
 
   def __init__(self, runner: Runner, seed: int):
     self.runner, self.seed = runner, seed
     test, batch, backdoor = runner.dataset.test, runner.config.eval_batch, runner.backdoor(seed)
     self.images = test.images
-    self.clean = Split(runner.mesh, test.images, batch)
-    self.triggered = Split(runner.mesh, test.images, batch, backdoor)
+    self.clean = Questions(runner.mesh, test.images, batch)
+    self.triggered = Questions(runner.mesh, test.images, batch, backdoor)
     self.truth = Truth(test.labels, np.asarray(backdoor.relabel(jnp.asarray(test.labels))))
     self.answers: dict[str, Answers] = {}
 
   def __call__(self, name: str, network: Finished) -> Answers:
     if name not in self.answers:
-      self.answers[name] = Answers(network.predict(self.clean), network.predict(self.triggered))
+      self.answers[name] = Answers(network.answer(self.clean), network.answer(self.triggered))
     return self.answers[name]
 
   def save(self, pool: tuple[np.ndarray, np.ndarray], kept: dict[str, Any]) -> None:

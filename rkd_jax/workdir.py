@@ -2,8 +2,8 @@
 
 import contextlib
 import fcntl
-import json
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -15,8 +15,7 @@ from rkd_jax.reporting.files import read_json, write_json
 
 def claim(workdir: pathlib.Path, config: Config) -> None:
   """Marks the workdir as this config's; refuses another config's, naming what differs."""
-  path, new = workdir / "config.json", json.loads(json.dumps(config.to_dict()))
-  make(workdir)
+  path, new = workdir / "config.json", configs.identity(config)
   if not path.exists():
     write_json(path, new)
     return
@@ -51,13 +50,22 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def making(directory: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
-  """One process at a time makes an artefact; others wait, and then find it done."""
+def making(
+  directory: pathlib.Path, say: Callable[[str], None], check: Callable[[str], None]
+) -> Iterator[None]:
+  """One process at a time makes an artefact; others wait, and then find it done.
+
+  Args:
+    say: told once if there is something to wait for.
+    check: called every second of waiting; raises to give up.
+  """
   make(directory.parent)
   with _lock_file(directory.parent / f".{directory.name}.lock") as file:
     if not _try_lock(file):
       say(f"Another process is making {directory}; waiting for it.")
-      fcntl.flock(file, fcntl.LOCK_EX)
+      while not _try_lock(file):
+        check("while waiting for another process")
+        time.sleep(1)
     yield
 
 

@@ -73,6 +73,7 @@ class Small:
     state, frozen = start.begin(
       self.program, self.roles, self.given, self.stream, self.example, surveyed
     )
+    state = update.with_metrics(self.program, state, frozen, self.stream.source(0))
     if self.cached:
       start.cache_targets(self.program, frozen, self.stream)
     return state, frozen
@@ -90,15 +91,13 @@ class Small:
   def train(self, directory: pathlib.Path, hooks: loop.Hooks | None = None, **every: int):
     """The state at the end, going on from the directory's checkpoints, as the runner does."""
     checkpoints = checkpoint.Checkpoints(directory, warn=self.warn)
-    resuming = checkpoints.latest() is not None
-    state, frozen = self.begin(surveyed=resuming)
-    restored = checkpoints.restore(state)
-    if restored:
-      state = restored[1]
-    elif resuming:
-      state, frozen = self.begin()
+    state, frozen = start.resumed(
+      self.program, self.roles, self.given, self.stream, self.example, checkpoints
+    )
+    if self.cached:
+      start.cache_targets(self.program, frozen, self.stream)
     every = {"log_every": self.stream.steps_per_epoch, "save_every": 2} | every
-    phase = loop.Phase(
+    phase = loop.Running(
       self.program, self.roles, self.stream, frozen, self.example, hooks=hooks or loop.Hooks(),
       **every,
     )  # fmt: skip

@@ -3,6 +3,8 @@
 import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -21,14 +23,23 @@ CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
 def command(tmp_path, capsys, monkeypatch):
   """Calls main in this process: (status, stderr); the workdir is tmp_path/run."""
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(experiment.Story, "run", lambda self: pytest.fail("work was begun"))
   known = set(flags.FLAGS)
 
   def call(*arguments, config=f"{CONFIG}:smoke", workdir=tmp_path / "run"):
     argv = ["rkd", "--config", config, *arguments]
-    status = main.main([*argv, "--workdir", str(workdir)] if workdir else argv)
-    return status, capsys.readouterr().err
+    argv += ["--workdir", str(workdir)] if workdir else []
+    monkeypatch.setattr(sys, "argv", argv)  # ml_collections looks there for overrides
+    try:
+      return main.main(argv), capsys.readouterr().err
+    finally:
+      reset(known)
 
-  yield call
+  return call
+
+
+def reset(known: set[str]) -> None:
+  """absl's flags as they were before a command line was parsed."""
   for name in set(flags.FLAGS) - known:  # overrides become flags
     delattr(flags.FLAGS, name)
   flags.FLAGS.unparse_flags()
@@ -101,8 +112,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_says_what_is_wrong_and_leaves_nothing_behind(command, tmp_path, name, monkeypatch):
-  monkeypatch.setattr(experiment.Story, "run", lambda self: pytest.fail("work was begun"))
+def test_says_what_is_wrong_and_leaves_nothing_behind(command, tmp_path, name):
   arguments, words = WRONG[name]
   refused(command(*arguments), *words)
   left = [p for p in tmp_path.rglob("*") if p.is_file()]
@@ -113,16 +123,22 @@ def test_a_missing_config(command, tmp_path):
   refused(command(config="nowhere/quick.py"), "nowhere/quick.py")
   (tmp_path / "broken.py").write_text("def get_config():\n  retrun 3\n")
   refused(command(config="broken.py"), "broken.py")
+
+
+def test_a_config_without_get_config(tmp_path):
   (tmp_path / "empty.py").write_text("x = 1\n")
-  refused(command(config="empty.py"), "get_config")
+  command = [sys.executable, "-m", "rkd_jax.main", "--config", str(tmp_path / "empty.py")]
+  ran = subprocess.run(command, cwd=CONFIG.parents[1], capture_output=True, text=True, check=False)
+  refused((ran.returncode, ran.stderr), "empty.py", "get_config")
 
 
 def test_an_unknown_argument_of_the_config(command):
   refused(command(config=f"{CONFIG}:smok"), "'smok'", "smoke")
 
 
-def test_no_config_at_all(command):
+def test_no_config_at_all(command, capsys):
   assert main.main(["rkd"]) == 2
+  assert "--config" in capsys.readouterr().err
 
 
 def test_a_workdir_below_a_file(command, tmp_path):

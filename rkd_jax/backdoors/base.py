@@ -5,7 +5,7 @@ A file `backdoors/<name>.py` defines `class Backdoor(base.Backdoor)`, decorated 
 (a mask, a pattern) are ordinary fields, leaves of the pytree. Only `trigger` must be written.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +38,9 @@ class Backdoor:
   """Defaults of all triggers.
 
   Attributes:
-    noisy: whether `trigger` draws from its keys (then no target of a triggered image is cached).
     target: the class that a triggered image is meant to get.
     rounding: whether triggered images have been stored as 8-bit files.
   """
-
-  noisy: ClassVar[bool] = False
 
   target: int = setting(0)
   rounding: bool = setting(True)

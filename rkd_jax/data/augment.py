@@ -58,8 +58,8 @@ def apply(augment: Augment, keys: jax.Array, batch: dict[str, jax.Array]) -> dic
     batch: "image" float[B, H, W, C] in [0, 1], "label" int32[B] (-1: unknown), "index" int32[B].
 
   Returns:
-    The batch with its new images and, with mixup, "mix_label" int32[B] (the partner's, -1 where
-    unknown) and "mix_weight" float32[B] in [0, 1], the weight of the example's own label. The
+    The batch with its new images and, with mixup, "mix_label" and "mix_index" int32[B] (the
+    partner's) and "mix_weight" float32[B] in [0, 1], the weight of the example's own label. The
     partner is the example before it in the batch, augmented too: it depends on the batch.
   """
   images = batch["image"]
@@ -115,8 +115,8 @@ def _mixup(alpha, keys, batch):
   weight = _symmetric_beta(alpha, uniform)
   own = weight.astype(images.dtype)[:, None, None, None]
   mixed = own * images + (1 - own) * jnp.roll(images, 1, axis=0)
-  labels = jnp.roll(batch["label"], 1)
-  return {**batch, "image": mixed, "mix_label": labels, "mix_weight": weight}
+  partner = {f"mix_{name}": jnp.roll(batch[name], 1) for name in ("label", "index")}
+  return {**batch, "image": mixed, **partner, "mix_weight": weight}
 
 
 def _symmetric_beta(alpha, uniform):

@@ -33,7 +33,8 @@ class Rows:
     return len(self.image)
 
   def arrays(self) -> dict[str, np.ndarray]:
-    found = {"image": self.image, "label": self.label, "kind": self.kind}
+    index = np.arange(len(self), dtype=np.int32)
+    found = {"image": self.image, "label": self.label, "kind": self.kind, "index": index}
     return {name: array for name, array in found.items() if array is not None}
 
 
@@ -70,12 +71,16 @@ class Resident:
     epoch = step // self.steps_per_epoch
     if epoch != self._epoch:
       table = order(self.seed, epoch, self.size, self.batch)
-      self._source["order"], self._epoch = self._put(table), epoch
+      self._source |= self._put({"order": table, "epoch": np.int32(epoch)})
+      self._epoch = epoch
     return self._source
 
-  def in_order(self, batch: int) -> Iterator[Any]:
-    """int32[batch] of row numbers, each once, the last padded with N (out of range)."""
-    return map(self._put, padded(self.size, batch))
+  def in_order(self, batch: int) -> Iterator[dict[str, Any]]:
+    """Sources whose one batch holds the next rows, each once; `mask` is 0 on the last's padding."""
+    for rows in padded(self.size, batch):
+      order = np.minimum(rows, self.size - 1)[None]
+      one = {"order": order, "mask": (rows < self.size).astype(np.float32), "epoch": np.int32(0)}
+      yield self._source | self._put(one | {"size": np.int32(self.size)})
 
 
 class Nothing:
@@ -86,7 +91,12 @@ class Nothing:
     self._source = put({"seed": np.uint32(seed)})
 
   def source(self, step: int) -> dict[str, Any]:
+    """A seed: the method invents the rest."""
     return self._source
+
+  def in_order(self, batch: int) -> Iterator[dict[str, Any]]:
+    """No data, no pass over it."""
+    return iter(())
 
 
 def padded(size: int, batch: int) -> Iterator[np.ndarray]:

@@ -1,6 +1,7 @@
 """Every number of a run is computed from these: the class each network gives each test image."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,37 +31,39 @@ def _pixels(
   if backdoor is not None:
     keys = update.example_keys(jnp.uint32(0), update.TRIGGER, 0, index)
     images = backdoor.trigger(images, keys, "test")
-  return sharding.keep_whole(mesh, images)
+  return sharding.split(mesh, images)
 
 
-class Split:
-  """Images on the devices, asked about in batches of one size: exact, and compiled once."""
+class Questions:
+  """Images to ask networks about, in batches of one size: exact, and compiled once."""
 
   def __init__(self, mesh: jax.sharding.Mesh, images: np.ndarray, batch: int, backdoor: Any = None):
     """Args:
-    images: uint8[N, H, W, C].
+    images: uint8[N, H, W, C], kept on the host.
     batch: how many at once; the last batch is filled up, the fill's answers dropped.
     backdoor: puts its trigger on every image.
     """
-    self.size, self.batches = len(images), []
-    batch = -(-batch // mesh.size) * mesh.size
-    for index in padded(self.size, batch):
-      rows = images[np.minimum(index, self.size - 1)]
-      placed = sharding.replicate(mesh, (rows, index))
-      self.batches.append(_pixels(mesh, *placed, backdoor))
+    self.mesh, self.images, self.backdoor = mesh, images, backdoor
+    self.batch = -(-batch // mesh.size) * mesh.size
+
+  def batches(self) -> Iterator[jax.Array]:
+    """float32[batch, H, W, C] in [0, 1], as the networks see them."""
+    for index in padded(len(self.images), self.batch):
+      rows = self.images[np.minimum(index, len(self.images) - 1)]
+      yield _pixels(self.mesh, *sharding.replicate(self.mesh, (rows, index)), self.backdoor)
 
   def pixels(self) -> np.ndarray:
     """uint8[N, H, W, C]: what the networks see, as an image file keeps it."""
-    seen = np.concatenate(jax.device_get(self.batches))[: self.size]
-    return np.round(seen * 255).astype(np.uint8)
+    seen = np.concatenate([jax.device_get(images) for images in self.batches()])
+    return np.round(seen[: len(self.images)] * 255).astype(np.uint8)
 
-  def predict(self, program: Program, trees: Tree, memory: Tree) -> np.ndarray:
+  def ask(self, program: Program, trees: Tree, memory: Tree) -> np.ndarray:
     """int32[N]: the class that the program's method predicts for every image.
 
     Args:
       trees: {role: variables} of all its roles.
       memory: its method's state.
     """
-    program = program.asking()
-    pending = [_answer(program, trees, memory, images) for images in self.batches]
-    return np.concatenate(jax.device_get(pending))[: self.size]
+    program = program.for_prediction()
+    answers = [_answer(program, trees, memory, images) for images in self.batches()]
+    return np.concatenate(jax.device_get(answers))[: len(self.images)]

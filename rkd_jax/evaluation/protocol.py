@@ -52,13 +52,15 @@ class Student:
   Attributes:
     fields: of its cells: method, base, labels, threat, contamination.
     networks: {network: Answers} of students of the poisoned teacher (or of none).
-    control: the same of the clean teacher; empty where that was not run.
+    taught: the networks that had a teacher.
+    control: the same networks of the clean teacher; empty where that was not run.
     undefended: the label of the method that it defends; None where there is none.
-    kept: {network: bool[M]}: which pool images a network of it was taught; empty for most methods.
+    kept: {network: bool[M]}: which pool images a network was taught; empty for most methods.
   """
 
   fields: Fields
   networks: Mapping[str, Answers]
+  taught: frozenset[str] = frozenset()
   control: Mapping[str, Answers] = dataclasses.field(default_factory=dict)
   undefended: str | None = None
   kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -140,52 +142,69 @@ def kept(
   return [Cell(metric=name, **fields, **value.fields()) for name, value in found.items()]
 
 
+def network_cells(
+  truth: Truth, student: Student, teachers: Mapping[str, Answers], common: Fields
+) -> list[Cell]:
+  """What is said of each network of a method by itself, and of each beside its teacher."""
+  cells = []
+  for kind, networks in (("poisoned", student.networks), ("clean", student.control)):
+    for network, answers in networks.items():
+      taught = network in student.taught
+      fields = {**common, **student.fields, "network": network}
+      if taught:
+        cells += rates(truth, answers, {**fields, "teacher": kind})
+        cells += against_teacher(truth, answers, teachers[kind], {**fields, "teacher": kind})
+      elif kind == "poisoned":  # a network without a teacher has no control of a clean one
+        cells += rates(truth, answers, fields)
+  return cells
+
+
+def student_cells(
+  truth: Truth, student: Student, others: Mapping[str, Student], natural: Answers | None,
+  common: Fields,
+) -> list[Cell]:  # fmt: skip
+  """What is said of a method's last network beside controls and the undefended method."""
+  taught, last = "student" in student.taught, student.networks["student"]
+  fields = {**common, **student.fields, "network": "student"}
+  fields |= {"teacher": "poisoned"} if taught else {}
+  cells = []
+  if taught and natural is not None:
+    rate = metrics.attack_success(natural.triggered, truth.labels, truth.goals)
+    cells.append(Cell(metric="natural_rate", **fields, **rate.fields()))
+  if taught:
+    cells.append(carried(truth, last, student.control.get("student"), fields))
+  if student.undefended is not None:
+    cells += defence(truth, last, others[student.undefended].networks["student"], fields)
+  return cells
+
+
 def seed_cells(
   truth: Truth,
   common: Fields,
   teachers: Mapping[str, Answers],
   students: Mapping[str, Student],
   natural: Answers | None,
-  pool: tuple[np.ndarray, np.ndarray] | None = None,
+  pool: tuple[np.ndarray, np.ndarray],
 ) -> list[Cell]:
   """All cells of one seed.
 
   Args:
     truth: of the test set.
-    common: fields of all cells (dataset, backdoor, seed, teacher_seed).
+    common: fields of all cells (dataset, backdoor, seed, teacher_seed, variant).
     teachers: {"poisoned" | "clean": its Answers}.
     students: {label: Student}, in the config's order.
-    natural: the baseline's answers, whose ASR is the trigger's natural rate.
+    natural: answers of a network that never met a teacher: its ASR is the trigger's natural rate.
     pool: (triggered, victims) bool[M] each, for what was kept of it.
   """
   cells = []
   for kind, answers in teachers.items():
     cells += rates(truth, answers, {**common, "network": "teacher", "teacher": kind})
   for student in students.values():
-    own = {**common, **student.fields}
-    has_teacher = own["method"] != "none"
-    for kind, networks in (("poisoned", student.networks), ("clean", student.control)):
-      for network, answers in networks.items():
-        fields = {**own, "network": network, "teacher": kind if has_teacher else None}
-        if kind == "clean" and not has_teacher:
-          continue
-        cells += rates(truth, answers, fields)
-        if has_teacher and network != "witness":
-          cells += against_teacher(truth, answers, teachers[kind], fields)
-    fields = {**own, "network": "student", "teacher": "poisoned" if has_teacher else None}
-    last = student.networks["student"]
-    if natural is not None:
-      rate = metrics.attack_success(natural.triggered, truth.labels, truth.goals)
-      cells.append(Cell(metric="natural_rate", **fields, **rate.fields()))
-    if has_teacher:
-      cells.append(carried(truth, last, student.control.get("student"), fields))
-    undefended = students.get(student.undefended or "")
-    if undefended and undefended is not student:
-      base = undefended.networks["student"]
-      cells += defence(truth, last, base, fields)
+    cells += network_cells(truth, student, teachers, common)
+    cells += student_cells(truth, student, students, natural, common)
     for network, keep in student.kept.items():
-      if pool:
-        cells += kept(keep, *pool, {**fields, "network": network})
+      fields = {**common, **student.fields, "network": network, "teacher": "poisoned"}
+      cells += kept(keep, *pool, fields)
   return cells
 
 

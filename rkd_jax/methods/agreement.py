@@ -37,7 +37,7 @@ class Method(base.Plugin):
   dropped: str = "weigh"
   robust_views: int = 8
   amplitude: float = 0.5
-  delivers: ClassVar = {"keep": "keep"}
+  adds: ClassVar = {"keep": "keep"}
 
   def __post_init__(self):
     if self.readmit not in READMIT:
@@ -47,7 +47,7 @@ class Method(base.Plugin):
     check_range("agreement.amplitude", self.amplitude, 0, 1)
 
   @property
-  def cacheable(self) -> bool:
+  def cacheable(self):
     return self.base.cacheable  # replaced rows keep image and index together
 
   def roles(self, networks):
@@ -78,15 +78,15 @@ class Method(base.Plugin):
   def _robust(self, key, variables, images, answer):
     """bool[B]: the witness gives this answer under every one of several random blends."""
     agree = jnp.ones(answer.shape, bool)
-    for view in jax.random.split(key, self.robust_views):
+    for view in jax.random.split(self.own(key), self.robust_views):
       agree &= self._witness(variables, views.random_blend(view, images, self.amplitude)) == answer
     return agree
 
   def batch(self, key, variables, state, batch, step):
     batch, state = super().batch(key, variables, state, batch, step)
     keep = state["keep"][batch["index"]]
-    if "mix_label" in batch:  # half of an image is the example before it, see `augment`
-      keep &= jnp.roll(keep, 1)
+    if "mix_index" in batch:  # a mixed image teaches what both of its halves teach
+      keep &= state["keep"][batch["mix_index"]]
     batch = {**batch, "keep": keep}
     if self.dropped == "replace":
       order, count = jnp.argsort(~keep, stable=True), jnp.maximum(keep.sum(), 1)

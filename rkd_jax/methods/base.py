@@ -18,6 +18,7 @@ from rkd_jax.errors import UserError
 
 Batch = dict[str, jax.Array]
 Tree = Any
+OWN = 0x706C7567  # folded into a plug-in's keys
 
 
 @struct.dataclass
@@ -67,7 +68,7 @@ class Example(NamedTuple):
   """What a method may know of its data before it sees them.
 
   Attributes:
-    batch: the batch as `jax.ShapeDtypeStruct`s ({} where a phase has no data).
+    batch: {"image", "label", "index"} as `jax.ShapeDtypeStruct`s, also where a phase has no data.
     size: N, how many examples the phase's data have (0 without data).
     classes: K.
   """
@@ -101,19 +102,18 @@ class Method:
     delivers: {name: role or entry of the state} that later phases may use.
     sam: radius of sharpness-aware minimisation (Foret et al. 2021), 0 for none; `sam_adaptive`
       scales it per parameter (ASAM, Kwon et al. 2021).
+    cacheable: an example's `targets` depend on it alone (no key, no neighbours) and `batch` keeps
+      every image with its index: so they may be computed once where no image moves.
+    part: which data its phase sees where its recipe does not say: "pool", or "nothing" for a method
+      that invents its images.
   """
 
   turns: ClassVar[tuple[tuple[str, int], ...]] = (("student", 1),)
   delivers: ClassVar[Mapping[str, str]] = {"student": "student"}
   sam: ClassVar[float] = 0.0
   sam_adaptive: ClassVar[bool] = False
-
-  @property
-  def cacheable(self) -> bool:
-    """Whether an example's targets depend on its image alone (no key, no label, no neighbours), and
-    `batch` keeps every image with its index: then they may be computed once where no image moves.
-    """
-    return not implements(self, "batch")
+  cacheable: ClassVar[bool] = False
+  part: ClassVar[str] = "pool"
 
   def roles(self, networks: Mapping[str, Any]) -> dict[str, Role]:
     """Who takes part, in the order they are made. `networks`: {role: architecture}."""
@@ -178,11 +178,7 @@ class Method:
 
   def deliver(self, variables: Mapping[str, Any], state: Tree) -> dict[str, Tree]:
     """{name: variables or array}: what `delivers` names."""
-    found = {}
-    for name, source in self.delivers.items():
-      value = variables[source] if source in variables else state[source]
-      found[name] = value.variables if isinstance(value, Bound) else value
-    return found
+    return found(self.delivers, variables, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +186,18 @@ class Plugin(Method):
   """A method that wraps a method: adds roles, state and terms, and may re-weigh the base's.
 
   The base's state lives in `state["base"]`, the plug-in's own entries beside it. Each hook first
-  does what the base does; a subclass calls `super()` and adds to the result.
+  does what the base does; a subclass calls `super()` and adds to the result, drawing from
+  `self.own(key)`. What it delivers beside the base's it names in `adds`.
   """
 
   base: Method = dataclasses.field(kw_only=True)
+
+  def own(self, key: jax.Array) -> jax.Array:
+    """A key of this plug-in's own: the base draws from the key itself, whatever wraps it."""
+    depth, base = 1, self.base
+    while isinstance(base, Plugin):
+      depth, base = depth + 1, base.base
+    return jax.random.fold_in(jax.random.fold_in(key, OWN), depth)
 
   @property
   def turns(self):  # type: ignore[override]
@@ -208,10 +212,19 @@ class Plugin(Method):
     return self.base.sam_adaptive
 
   @property
-  def cacheable(self) -> bool:
-    return self.base.cacheable and not implements(self, "batch")
+  def cacheable(self):  # type: ignore[override]
+    own = (getattr(type(self), hook) is getattr(Plugin, hook) for hook in ("batch", "targets"))
+    return self.base.cacheable and all(own)
 
-  delivers: ClassVar[Mapping[str, str]] = {}
+  @property
+  def part(self):  # type: ignore[override]
+    return self.base.part
+
+  adds: ClassVar[Mapping[str, str]] = {}
+
+  @property
+  def delivers(self):  # type: ignore[override]
+    return {**self.base.delivers, **self.adds}
 
   def roles(self, networks):
     return self.base.roles(networks)
@@ -248,7 +261,13 @@ class Plugin(Method):
     return self.base.stop(metrics)
 
   def deliver(self, variables, state):
-    return self.base.deliver(variables, state["base"]) | super().deliver(variables, state)
+    return self.base.deliver(variables, state["base"]) | found(self.adds, variables, state)
+
+
+def found(names: Mapping[str, str], variables: Mapping[str, Any], state: Tree) -> dict[str, Tree]:
+  """{name: the role's variables, or the entry of the state, that it stands for}."""
+  values = {n: variables[at] if at in variables else state[at] for n, at in names.items()}
+  return {n: v.variables if isinstance(v, Bound) else v for n, v in values.items()}
 
 
 def network(networks: Mapping[str, Any], role: str) -> Any:

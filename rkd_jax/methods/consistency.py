@@ -46,10 +46,14 @@ class Method(base.Plugin):
     check_range("consistency.amplitude", self.amplitude, 0, 1)
     check_range("consistency.radius", self.radius, 0, 1)
 
+  @property
+  def cacheable(self):
+    return self.base.cacheable  # the answer to the image itself
+
   def init_state(self, key, variables, example):
     state = super().init_state(key, variables, example)
     if self.view == "universal":
-      state["perturbation"] = self._draw(key, example.batch["image"].shape[1:])
+      state["perturbation"] = self._draw(self.own(key), example.batch["image"].shape[1:])
     return state
 
   def _draw(self, key, shape):
@@ -69,7 +73,7 @@ class Method(base.Plugin):
       return losses.kl_divergence(targets["answer"], logits, self.temperature)
 
     if self.view == "random_blend":
-      seen = views.random_blend(jax.random.fold_in(key, 1), images, self.amplitude)
+      seen = views.random_blend(self.own(key), images, self.amplitude)
     else:
       seen = views.shift(images, state["perturbation"])
       state = {**state, "perturbation": self._worse(divergence, images, state, key, step)}
@@ -86,5 +90,5 @@ class Method(base.Plugin):
     found = views.ascend(
       mean, jax.lax.stop_gradient(state["perturbation"]), 0.1 * self.radius, self.radius
     )
-    fresh = self._draw(jax.random.fold_in(key, 2), found.shape)
+    fresh = self._draw(self.own(key), found.shape)
     return jax.lax.stop_gradient(jnp.where((step + 1) % self.redraw == 0, fresh, found))

@@ -22,6 +22,7 @@ class Method(base.Method):
 
   temperature: float = 4.0
   alpha: float = 0.9
+  cacheable = True
 
   def __post_init__(self):
     check_range("kd.alpha", self.alpha, 0, 1)

@@ -45,7 +45,7 @@ class Row:
 
 def plain(cells: Sequence[Cell]) -> list[Cell]:
   """The cells that a comparison may use: of the last step, in f32, without an oracle."""
-  return select(cells, variant="f32", at="last", oracle=False)
+  return [c for c in select(cells, at="last", oracle=False) if c.variant in ("f32", "bf16")]
 
 
 def settings(cells: Sequence[Cell]) -> list[dict[str, Any]]:

@@ -1,11 +1,11 @@
 """Checkpoints and deliveries on disk. The only file that imports Orbax."""
 
+import contextlib
 import hashlib
 import logging
 import pathlib
-import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -42,28 +42,33 @@ class Checkpoints:
   def restore(self, template: Tree) -> tuple[int, Tree] | None:
     """The newest whole checkpoint as (step, state) in the template's structure and placement.
 
-    A checkpoint that cannot be read is dropped with a warning and the one before it is tried.
+    A checkpoint that cannot be read is put aside with a warning and the one before it is tried.
     """
     wanted = flat(template)
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         found = self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(wanted)))
+      except (PermissionError, MemoryError):
+        raise  # not the checkpoint's fault
       except Exception as error:  # Orbax, TensorStore and the file system each raise their own
-        self._warn(
-          f"The checkpoint of step {step} in {self._directory} cannot be read "
-          f"({type(error).__name__}); going back to the one before it."
-        )
-        # Orbax learns a checkpoint's layout from the newest one: look again without it.
-        self._manager.close()
-        shutil.rmtree(self._directory / str(step))
-        self._manager = self._open()
+        self._put_aside(step, error)
         continue
       # The restored arrays may alias Orbax's host buffers; a donated state must own its own.
-      leaves = jax.jit(lambda leaves: jax.tree.map(jnp.copy, leaves))(
-        [found[name] for name in wanted]
-      )
+      leaves = _copied([found[name] for name in wanted])
       return step, jax.tree.unflatten(jax.tree.structure(template), leaves)
     return None
+
+  def _put_aside(self, step: int, error: Exception) -> None:
+    aside = self._directory.with_name(f"unreadable-{step}")
+    self._warn(
+      f"The checkpoint of step {step} in {self._directory} cannot be read "
+      f"({type(error).__name__}); going back to the one before it. It is kept as {aside.name}."
+    )
+    # Orbax learns a checkpoint's layout from the newest one: look again without it.
+    self._manager.close()
+    shutil.rmtree(aside, ignore_errors=True)
+    (self._directory / str(step)).rename(aside)
+    self._manager = self._open()
 
   def latest(self) -> int | None:
     """The newest checkpoint's step, readable or not."""
@@ -74,6 +79,11 @@ class Checkpoints:
     with explained(self._directory):
       self._manager.wait_until_finished()
       self._manager.close()
+
+
+@jax.jit
+def _copied(leaves: list[jax.Array]) -> list[jax.Array]:
+  return jax.tree.map(jnp.copy, leaves)
 
 
 def flat(tree: Tree) -> dict[str, Any]:
@@ -124,29 +134,19 @@ def digest(tree: Tree) -> str:
   return sha.hexdigest()
 
 
-class explained:  # noqa: N801 (reads as a verb: `with explained(directory):`)
+FULL = ("no space left", "resource_exhausted", "read-only file", "permission denied", "quota")
+
+
+@contextlib.contextmanager
+def explained(path: pathlib.Path) -> Iterator[None]:
   """Turns the errors of a full or read-only disk, whoever raises them, into one for people."""
-
-  WORDS = (
-    "no space left",
-    "file too large",
-    "read-only file system",
-    "permission denied",
-    "quota",
-    "resource_exhausted",
-  )
-
-  def __init__(self, path: pathlib.Path):
-    self.path = path
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, kind, error, trace) -> None:
-    word = next((w for w in self.WORDS if w in str(error).lower()), None)
-    if error is not None and word:
-      reason = next(p for p in re.split(r": |\n", str(error)) if word in p.lower())
-      raise UserError(
-        f"Cannot write {self.path}: {reason.strip()[:300]}. Free some space (or choose another "
-        f"--workdir) and start the same command again: it goes on from the last checkpoint."
-      ) from error
+  try:
+    yield
+  except Exception as error:
+    lines = [x for x in str(error).splitlines() if any(word in x.lower() for word in FULL)]
+    if not lines:
+      raise
+    raise UserError(
+      f"Cannot write {path}: {lines[0].strip()[:300]}. Free some space (or choose another "
+      f"--workdir) and start the same command again: it goes on from the last checkpoint."
+    ) from error

@@ -74,8 +74,8 @@ class Hooks:
 
 
 @dataclasses.dataclass
-class Phase:
-  """Everything that a running phase holds beside its state."""
+class Running:
+  """Everything that a phase holds beside its state while it runs."""
 
   program: Program
   roles: Mapping[str, Any]
@@ -88,7 +88,11 @@ class Phase:
 
 
 def train(
-  phase: Phase, state: TrainState, checkpoints: Checkpoints, stop: StopSignal, stopped: bool = False
+  phase: Running,
+  state: TrainState,
+  checkpoints: Checkpoints,
+  stop: StopSignal,
+  stopped: bool = False,
 ) -> TrainState:
   """Runs the phase from wherever `state` stands to its end.
 
@@ -104,8 +108,8 @@ def train(
   synced = time.monotonic()
   with jax.transfer_guard("disallow"):
     while True:
-      at_line = step % phase.log_every == 0 or step == rounds
-      done = stopped or step == rounds
+      at_line = step % phase.log_every == 0 or step >= rounds
+      done = stopped or step >= rounds
       if at_line and step > restored:
         metrics = {**read(state), **phase.hooks.evaluate(state)}
         check_finite(step, metrics)
@@ -129,7 +133,7 @@ def train(
         phase.hooks.tick(step)
 
 
-def redrawn(phase: Phase, state: TrainState, step: int) -> TrainState:
+def redrawn(phase: Running, state: TrainState, step: int) -> TrainState:
   """At the start of an epoch, the state with the roles that the method draws anew."""
   epoch, within = divmod(step, phase.stream.steps_per_epoch)
   names = phase.program.method.reset(epoch) if epoch and not within else ()

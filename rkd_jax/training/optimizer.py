@@ -49,6 +49,10 @@ class Optimizer:
     check_range("optimizer.learning_rate", self.learning_rate, 0, 1e3)
     check_range("optimizer.weight_decay", self.weight_decay, 0, 1e3)
     check_range("optimizer.warmup", self.warmup, 0, 1)
+    for name in ("momentum", "b1", "b2", *(["factor"] if self.schedule == "step" else [])):
+      check_range(f"optimizer.{name}", getattr(self, name), 0, 1)
+    for mark in self.milestones:
+      check_range("optimizer.milestones", mark, 0, 1)
 
   def rate(self, updates: int) -> optax.Schedule:
     """The learning rate as a function of the update, for a role that is updated so many times."""

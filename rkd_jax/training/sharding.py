@@ -36,6 +36,8 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
   sharding = NamedSharding(mesh, P())
 
   def put(leaf):
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+      return leaf
     array = np.asarray(leaf)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rkd_jax.backdoors.base import Backdoor
 from rkd_jax.data.stream import Resident
 from rkd_jax.errors import UserError
 from rkd_jax.methods.base import Bound, Example, Role, implements
@@ -24,8 +24,6 @@ CACHE_MIB = 256
 
 def example_of(stream: Any, image_shape: tuple[int, ...], classes: int) -> Example:
   """What a method may know of the stream's batches."""
-  if not stream.size:
-    return Example({}, 0, classes)
   batch = {
     "image": jax.ShapeDtypeStruct((stream.batch, *image_shape), jnp.float32),
     "label": jax.ShapeDtypeStruct((stream.batch,), jnp.int32),
@@ -90,7 +88,7 @@ def begin(
   program: Program, roles: Mapping[str, Role], given: Mapping[str, Tree], stream: Any,
   example: Example, surveyed: bool = False,
 ) -> tuple[TrainState, dict[str, Tree]]:  # fmt: skip
-  """The first state and the frozen roles, on the devices.
+  """The first state (its metrics not yet named) and the frozen roles, on the devices.
 
   Args:
     given: {role: variables} from earlier phases.
@@ -114,8 +112,24 @@ def begin(
   frozen = {name: tree for name, tree in made.items() if name not in trained}
   trained, optimizers, memory = _own(program, trained, memory)
   step = sharding.replicate(mesh, np.int32(0))
-  state = TrainState(step, trained, optimizers, memory, metrics={})
-  return update.with_metrics(program, state, frozen, stream.source(0)), frozen
+  return TrainState(step, trained, optimizers, memory, metrics={}), frozen
+
+
+def resumed(
+  program: Program, roles: Mapping[str, Role], given: Mapping[str, Tree], stream: Any,
+  example: Example, checkpoints: checkpoint.Checkpoints,
+) -> tuple[TrainState, dict[str, Tree]]:  # fmt: skip
+  """The state of the newest whole checkpoint, or the first, and the frozen roles."""
+
+  def first(surveyed: bool) -> tuple[TrainState, dict[str, Tree]]:
+    state, frozen = begin(program, roles, given, stream, example, surveyed)
+    return update.with_metrics(program, state, frozen, stream.source(0)), frozen
+
+  if checkpoints.latest() is None:
+    return first(surveyed=False)
+  template, frozen = first(surveyed=True)
+  restored = checkpoints.restore(template)
+  return (restored[1], frozen) if restored else first(surveyed=False)
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -148,35 +162,30 @@ def redraw(
   return dataclasses.replace(state, roles=roles, optimizers=optimizers)
 
 
-def planned(program: Program, source: Mapping[str, Any], index: jax.Array) -> dict[str, jax.Array]:
-  """The rows `index` as planned, not augmented; `mask` is 0 on padding."""
-  size = source["rows"]["label"].shape[0]
-  inside = jnp.minimum(index, size - 1)
-  rows = {"index": inside} | {name: table[inside] for name, table in source["rows"].items()}
-  batch = update.look(program, source, sharding.split(program.mesh, rows), 0)
-  return {**batch, "index": index, "mask": (index < size).astype(jnp.float32)}
+def planned(program: Program, source: Mapping[str, Any]) -> dict[str, jax.Array]:
+  """The source's one batch as planned, not augmented; `mask` is 0 and the index N on padding."""
+  batch, mask = update.pixels(source, update.fetch(program, source, 0)), source["mask"]
+  return {**batch, "index": jnp.where(mask > 0, batch["index"], source["size"]), "mask": mask}
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="memory")
-def _survey(program: Program, made: Tree, memory: Tree, source: Tree, index: jax.Array) -> Tree:
-  method = program.method
-  key = update.phase_key(source["seed"], update.SURVEY, index[0])
-  variables = method.materialize(program.bind(made))
-  memory = method.survey(key, variables, memory, planned(program, source, index))
+def _survey(program: Program, made: Tree, memory: Tree, source: Tree) -> Tree:
+  method, batch = program.method, planned(program, source)
+  key = update.phase_key(source["seed"], update.SURVEY, batch["index"][0])
+  memory = method.survey(key, method.materialize(program.bind(made)), memory, batch)
   return sharding.keep_whole(program.mesh, memory)
 
 
 def run_survey(program: Program, made: Tree, memory: Tree, stream: Resident) -> Tree:
   """The method's state after one pass over the data."""
-  source = {name: part for name, part in stream.source(0).items() if name != "order"}
-  for index in stream.in_order(SURVEY_BATCH):
-    memory = _survey(program, made, memory, source, index)
+  for source in stream.in_order(SURVEY_BATCH):
+    memory = _survey(program, made, memory, source)
   return memory
 
 
 @functools.partial(jax.jit, static_argnames="program")
-def _targets(program: Program, frozen: Tree, source: Tree, index: jax.Array) -> Tree:
-  batch = planned(program, source, index)
+def _targets(program: Program, frozen: Tree, source: Tree) -> Tree:
+  batch = planned(program, source)
   del batch["mask"]
   key = update.phase_key(source["seed"], update.TARGETS, 0)
   return sharding.keep_whole(program.mesh, program.method.targets(program.bind(frozen), batch, key))
@@ -185,20 +194,18 @@ def _targets(program: Program, frozen: Tree, source: Tree, index: jax.Array) -> 
 def cache_targets(program: Program, frozen: Tree, stream: Any) -> None:
   """Puts the targets of every example into the stream, where they never change and are small.
 
-  They never change when no image is augmented, no batch is invented and no trigger draws. Then the
-  frozen networks see each example once instead of once an epoch, with the same answers.
+  They never change when no image is augmented and the method says so (`cacheable`). Then the frozen
+  networks see each example once instead of once an epoch, with the same answers.
   """
-  method, mesh = program.method, program.mesh
-  backdoor: Backdoor | None = stream.source(0).get("backdoor") if stream.size else None
-  moves = not program.augment.identity or (backdoor is not None and backdoor.noisy)
-  if not stream.size or moves or not method.cacheable or not implements(method, "targets"):
+  method = program.method
+  moves = not program.augment.identity or not method.cacheable
+  if not stream.size or moves or not implements(method, "targets"):
     return
-  source = {name: part for name, part in stream.source(0).items() if name != "order"}
-  batches = list(stream.in_order(SURVEY_BATCH))
-  one = jax.eval_shape(functools.partial(_targets, program), frozen, source, batches[0])
+  sources = stream.in_order(SURVEY_BATCH)
+  one = jax.eval_shape(functools.partial(_targets, program), frozen, first := next(sources))
   size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one)) / SURVEY_BATCH
   if not size or size * stream.size > CACHE_MIB * 2**20:
     return
-  parts = [jax.device_get(_targets(program, frozen, source, index)) for index in batches]
+  parts = [jax.device_get(_targets(program, frozen, s)) for s in itertools.chain([first], sources)]
   table = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: stream.size], *parts)
-  stream.add(targets=sharding.replicate(mesh, table))
+  stream.add(targets=sharding.replicate(program.mesh, table))

@@ -20,16 +20,16 @@ Tree = Any
 class TrainState:
   """Attributes:
   step: int32, rounds done; it is also the position in the data.
-  roles: {role: variables} of the trained roles and of those made from `method` after the survey.
+  roles: {role: variables} of the trained roles and of those made from `memory` after the survey.
   optimizers: {trained role: optax state}.
-  method: the method's own state.
+  memory: the method's own state.
   metrics: {name: (sum, count)} since they were last logged.
   """
 
   step: jax.Array
   roles: dict[str, Tree]
   optimizers: dict[str, Tree]
-  method: Tree
+  memory: Tree
   metrics: dict[str, tuple[jax.Array, jax.Array]]
 
 
@@ -63,7 +63,7 @@ class Program:
       for role, tree in trees.items()
     }
 
-  def asking(self) -> "Program":
+  def for_prediction(self) -> "Program":
     """The program as far as predictions depend on it: equal ones share one compilation."""
     return dataclasses.replace(self, optimizers=(), players=(), rounds=0, augment=Augment())
 

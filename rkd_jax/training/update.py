@@ -35,14 +35,22 @@ def example_keys(seed: jax.Array, use: int, epoch: jax.Array | int, index: jax.A
   return jax.vmap(jax.random.fold_in, (None, 0))(phase_key(seed, use, epoch), index)
 
 
-def look(program: Program, source: Mapping[str, Any], rows: Tree, epoch: jax.Array | int) -> Batch:
-  """uint8 rows -> images float32 in [0, 1], triggered as planned."""
+def pixels(source: Mapping[str, Any], rows: Tree) -> Batch:
+  """uint8 rows -> images float32 in [0, 1], triggered as planned: once for all, as a file is."""
   images = rows["image"].astype(jnp.float32) / 255
   labels = rows["label"]
   if source.get("backdoor") is not None:
-    keys = example_keys(source["seed"], TRIGGER, epoch, rows["index"])
+    keys = example_keys(source["seed"], TRIGGER, 0, rows["index"])
     images, labels = poison.apply(source["backdoor"], images, labels, rows["kind"], keys)
   return {"image": images, "label": labels, "index": rows["index"]}
+
+
+def fetch(program: Program, source: Mapping[str, Any], step: jax.Array | int) -> Tree:
+  """The step's rows of the source's table, split over the devices."""
+  order = source["order"]
+  take = order[step % order.shape[0]]
+  rows = {name: table[take] for name, table in source["rows"].items()}
+  return sharding.split(program.mesh, rows)
 
 
 def prepare(program: Program, state: TrainState, frozen: Tree, source: Tree):
@@ -50,22 +58,19 @@ def prepare(program: Program, state: TrainState, frozen: Tree, source: Tree):
   method, seed, step = program.method, source["seed"], state.step
   batch = {}
   if "order" in source:
-    order = source["order"]
-    rows, epoch = order[step % order.shape[0]], step // order.shape[0]
-    rows = {"index": rows} | {name: source["rows"][name][rows] for name in source["rows"]}
-    batch = look(program, source, sharding.split(program.mesh, rows), epoch)
+    batch = pixels(source, fetch(program, source, step))
     if not program.augment.identity:
-      batch = augment.apply(
-        program.augment, example_keys(seed, AUGMENT, epoch, batch["index"]), batch
-      )
+      keys = example_keys(seed, AUGMENT, source["epoch"], batch["index"])
+      batch = augment.apply(program.augment, keys, batch)
   variables = method.materialize(program.bind({**frozen, **state.roles}))
-  batch, memory = method.batch(phase_key(seed, BATCH, step), variables, state.method, batch, step)
+  batch, memory = method.batch(phase_key(seed, BATCH, step), variables, state.memory, batch, step)
   batch = sharding.split(program.mesh, batch)
   if "targets" in source:
     targets = jax.tree.map(lambda table: table[batch["index"]], source["targets"])
   else:
-    targets = method.targets(program.bind(frozen), batch, phase_key(seed, TARGETS, step))
-  return dataclasses.replace(state, method=memory), batch, targets
+    still = frozen | {n: t for n, t in state.roles.items() if n not in dict(program.players)}
+    targets = method.targets(program.bind(still), batch, phase_key(seed, TARGETS, step))
+  return dataclasses.replace(state, memory=memory), batch, targets
 
 
 def reduce_terms(
@@ -80,7 +85,8 @@ def reduce_terms(
     if isinstance(term, tuple):
       value, weight = term
       total = weight.sum()
-      means[name] = (value * weight).sum() / jnp.where(total > 0, total, 1)
+      weighed = jnp.where(weight > 0, value * weight, 0)  # whatever the value where it is 0
+      means[name] = weighed.sum() / jnp.where(total > 0, total, 1)
     else:
       means[name] = jnp.asarray(term)
   loss = sum(means.values(), jnp.zeros(()))
@@ -114,7 +120,7 @@ def turn(
     trees = {**frozen, **state.roles}
     trees |= {role: {**trees[role], "params": params[role]} for role in mine}
     variables = method.materialize(program.bind(trees))
-    terms, aux = method.loss(player, variables, state.method, batch, targets, key, state.step)
+    terms, aux = method.loss(player, variables, state.memory, batch, targets, key, state.step)
     loss, metrics = reduce_terms(terms)
     return loss, (aux, metrics | {"loss": (loss, jnp.ones(()))})
 
@@ -142,7 +148,7 @@ def turn(
       step=state.step,
       roles=roles,
       optimizers=optimizers,
-      method=state.method if aux.state is None else aux.state,
+      memory=state.memory if aux.state is None else aux.state,
       metrics=state.metrics
       | {name: add(state.metrics.get(name), new) for name, new in metrics.items()},
     ),

@@ -67,12 +67,10 @@ class Toy:
   def run(self, directory: pathlib.Path):
     """The state at the end, going on from the directory's checkpoints."""
     checkpoints = checkpoint.Checkpoints(directory)
-    resuming = checkpoints.latest() is not None
-    state, frozen = start.begin(
-      self.program, self.roles, self.given(), self.stream, self.example, surveyed=resuming
+    state, frozen = start.resumed(
+      self.program, self.roles, self.given(), self.stream, self.example, checkpoints
     )
-    state = (checkpoints.restore(state) or (0, state))[1]
-    phase = loop.Phase(
+    phase = loop.Running(
       self.program, self.roles, self.stream, frozen, self.example, log_every=2, save_every=2
     )
     with loop.StopSignal() as stop:

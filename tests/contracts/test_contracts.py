@@ -53,9 +53,9 @@ def test_trains_what_it_says_and_delivers_it(name, tmp_path):
     assert checkpoint.digest(before) != checkpoint.digest(after), role
   trees = toy.frozen | state.roles
   variables = toy.method.materialize(toy.program.bind(trees))
-  delivered = toy.method.deliver(variables, state.method)
+  delivered = toy.method.deliver(variables, state.memory)
   assert delivered and all(jax.tree.leaves(tree) for tree in delivered.values())
-  logits = toy.method.predict(variables, state.method, np.zeros((2, 8, 8, 1), np.float32))
+  logits = toy.method.predict(variables, state.memory, np.zeros((2, 8, 8, 1), np.float32))
   assert logits.shape == (2, 3)
 
 

@@ -95,7 +95,7 @@ def test_in_the_first_round_nobody_was_dropped_before():
   toy = small.Small(plugin(readmit="never"), small.rows(16, unlabelled=12))
   state, frozen = toy.begin()
   assert frozen["kept"]["params"].all() and frozen["kept"]["params"].shape == (16,)
-  keep = np.asarray(state.method["keep"])
+  keep = np.asarray(state.memory["keep"])
   assert keep[12:].all()  # labelled
   pixels = toy.rows.image.astype(np.float32) / 255
   answers = [
@@ -110,7 +110,7 @@ def test_an_earlier_rounds_keep_is_used():
   given["kept"] = jnp.arange(16) < 5
   toy = small.Small(plugin(readmit="never"), small.rows(16, unlabelled=14), given=given)
   state, _ = toy.begin()
-  assert np.asarray(state.method["keep"]).tolist() == [i < 5 or i >= 14 for i in range(16)]
+  assert np.asarray(state.memory["keep"]).tolist() == [i < 5 or i >= 14 for i in range(16)]
 
 
 def loss_and_gradient(method, variables, state, batch, images):
@@ -233,7 +233,7 @@ def test_the_whole_phase_delivers_student_and_keep():
   toy = small.Small(plugin(dropped="replace"), small.rows(16, 12), augment=Augment(flip=True))
   state, frozen = toy.play(3)
   variables = toy.program.bind({**frozen, **state.roles})
-  found = toy.method.deliver(variables, state.method)
+  found = toy.method.deliver(variables, state.memory)
   assert set(found) == {"student", "keep"} and found["keep"].dtype == bool
   assert digest(found["student"]) == digest(state.roles["student"])
 

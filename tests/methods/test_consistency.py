@@ -113,10 +113,10 @@ def test_it_is_drawn_anew_now_and_then():
 def test_the_perturbation_gets_no_gradient_and_stays_with_the_state():
   toy = small.Small(make(view="universal", radius=0.05), small.rows(16, 8))
   state, _ = toy.begin()
-  first = np.asarray(state.method["perturbation"])
+  first = np.asarray(state.memory["perturbation"])
   state, _ = toy.play(3)
-  assert state.method["base"] == () and np.abs(state.method["perturbation"]).max() <= 0.05
-  assert (np.asarray(state.method["perturbation"]) != first).any()
+  assert state.memory["base"] == () and np.abs(state.memory["perturbation"]).max() <= 0.05
+  assert (np.asarray(state.memory["perturbation"]) != first).any()
 
 
 def test_the_bases_state_comes_through():
@@ -132,8 +132,8 @@ def test_the_bases_state_comes_through():
   for view in consistency.VIEWS:
     toy = small.Small(consistency.Method(view=view, base=Counting()))
     state, _ = toy.play(3)
-    assert int(state.method["base"]) == 3
-    assert ("perturbation" in state.method) == (view == "universal")
+    assert int(state.memory["base"]) == 3
+    assert ("perturbation" in state.memory) == (view == "universal")
 
 
 @pytest.mark.parametrize(

@@ -236,8 +236,8 @@ class Draws(base.Method):
 def test_steps_count_rounds_and_every_turn_draws_for_itself():
   constant = Optimizer(schedule="constant", momentum=0)
   state, _ = small.Small(Draws(), rounds=2, optimizer=constant).play(2)
-  assert int(state.step) == 2 and int(state.method["batches"]) == 2
-  draws = np.asarray(state.method["draws"])
+  assert int(state.step) == 2 and int(state.memory["batches"]) == 2
+  draws = np.asarray(state.memory["draws"])
   assert len(np.unique(draws)) == 8 and (draws > 0).all()  # 2 rounds of batch + 3 turns
   again, _ = small.Small(Draws(), rounds=2, optimizer=constant).play(2)
   np.testing.assert_array_equal(draws, again.method["draws"])
