@@ -46,9 +46,11 @@ def explain(argv: Sequence[str], error: BaseException) -> str:
       f"The config has no key {missing[1]!r} ({given}).{hint} All keys are in rkd_jax/config.py."
     )
   lines = [line.strip() for line in text.splitlines() if line.strip()]
-  if "Failed loading config file" in text:
-    wanted = next((a for a in argv if a.startswith("--config")), "--config")
-    return f"Cannot load the config ({wanted}): {lines[-1]}"
+  if "Failed loading config file" in text or "'get_config'" in text:
+    rest = iter(argv)
+    found = (a.partition("=")[2] or next(rest, "") for a in rest if a.partition("=")[0] == "--config")
+    wanted = next(found, "")
+    return f"Cannot load the config {wanted!r}: {lines[-1]}"
   return lines[-1] if "Traceback" in text else text
 
 

@@ -106,7 +106,7 @@ WRONG = {
   "save_every": (["--config.save_every=0"], [r"save_every"]),
   "eval_batch": (["--config.eval_batch=0"], [r"eval_batch"]),
   "no seeds": (["--config.seeds=()"], [r"seeds"]),
-  "seeds twice": (["--config.seeds=1,1"], [r"seeds=\(1, 1\)"]),
+  "seeds twice": (["--config.seeds=1,1"], [r"seeds is \(1, 1\)"]),
   "no methods": (["--config.methods=,"], [r"methods"]),
 }
 
@@ -163,7 +163,7 @@ def test_another_configs_workdir_is_refused_by_what_differs(command, tmp_path):
   workdir.claim(tmp_path / "run", smoke(labels=0.1, target=3))
   text = refused(command(), r"config\.labels: 0\.1 there, 0\.05 now", r"config\.target: 3 there, 0")
   assert "config.contamination" not in text
-  assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
+  assert "teachers" not in {p.name for p in tmp_path.iterdir()}
 
 
 def test_two_runs_in_one_workdir_are_refused(command, tmp_path):

@@ -85,11 +85,10 @@ def test_leaves_a_report_and_all_its_cells(whole):
   expected = {
     (None, "teacher", "poisoned"): rates,
     (None, "teacher", "clean"): rates,
-    ("none", "student", None): rates | {"natural_rate"},
+    ("none", "student", None): rates,
     ("kd", "student", "poisoned"): last,
     ("kd", "student", "clean"): rates | compared,
-    ("agreement", "witness", "poisoned"): rates,
-    ("agreement", "witness", "clean"): rates,
+    ("agreement", "witness", None): rates,
     ("agreement", "round1", "poisoned"): rates | compared | kept,
     ("agreement", "round1", "clean"): rates | compared,
     ("agreement", "student", "poisoned"): last | kept | {"der", "rir"},
@@ -113,7 +112,7 @@ def test_its_numbers_follow_from_its_predictions(whole):
     if cell["method"] == "none":
       name = f"none/{cell['labels']:g}"
     else:
-      name = f"{cell['method']}/{cell['network']}/{cell['teacher']}"
+      name = f"{cell['method']}/{cell['network']}/{cell['teacher'] or 'poisoned'}"
     return arrays[f"{name}:clean"], arrays[f"{name}:triggered"]
 
   def asr(triggered):
@@ -255,22 +254,22 @@ def test_a_damaged_artefact_is_made_again(distilled, tmp_path, capsys):
   assert summary(workdir) == summary(distilled)
 
 
-def test_a_flipped_byte_anywhere_in_an_artefact_is_seen_or_harmless(distilled, tmp_path):
+def test_a_flipped_byte_in_an_artefact_is_seen(distilled, tmp_path):
   (final,) = distilled.glob("phases/seed0/student-*/final")
   want = json.loads((final.parent / "done.json").read_text())["sha256"]
   draw = random.Random(1)
   files = [p for p in final.rglob("*") if p.is_file() and p.stat().st_size]
-  seen = 0
+  sizes, seen = [p.stat().st_size for p in files], 0
   for number in range(20):
     copy = tmp_path / str(number)
     shutil.copytree(final, copy)
-    path = draw.choice(files)
+    path = draw.choices(files, sizes)[0]
     flip(copy / path.relative_to(final), draw.randrange(path.stat().st_size))
     with contextlib.suppress(Exception):
       found = checkpoint.digest(checkpoint.load_tree(copy))
       seen += found != want
       continue
     seen += 1
-  assert seen >= 3
+  assert seen >= 15  # most bytes are parameters
 
 

@@ -115,6 +115,12 @@ class Method:
   cacheable: ClassVar[bool] = False
   part: ClassVar[str] = "pool"
 
+  def __init_subclass__(cls, **kwargs: Any) -> None:
+    """Whoever changes what `cacheable` speaks of says it again."""
+    super().__init_subclass__(**kwargs)
+    if {"batch", "targets"} & cls.__dict__.keys() and "cacheable" not in cls.__dict__:
+      cls.cacheable = False
+
   def roles(self, networks: Mapping[str, Any]) -> dict[str, Role]:
     """Who takes part, in the order they are made. `networks`: {role: architecture}."""
     return {

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -134,7 +135,8 @@ def digest(tree: Tree) -> str:
   return sha.hexdigest()
 
 
-FULL = ("no space left", "resource_exhausted", "read-only file", "permission denied", "quota")
+FULL = ("no space left", "file too large", "quota", "read-only file", "permission denied")
+FULL += ("resource_exhausted",)  # TensorStore's word; the system's comes after it, and says more
 
 
 @contextlib.contextmanager
@@ -143,10 +145,11 @@ def explained(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    lines = [x for x in str(error).splitlines() if any(word in x.lower() for word in FULL)]
-    if not lines:
+    pieces = re.split(r": |\n", str(error))  # of errors around errors
+    found = [piece for word in FULL for piece in pieces if word in piece.lower()]
+    if not found:
       raise
     raise UserError(
-      f"Cannot write {path}: {lines[0].strip()[:300]}. Free some space (or choose another "
+      f"Cannot write {path}: {found[0].strip()[:300]}. Free some space (or choose another "
       f"--workdir) and start the same command again: it goes on from the last checkpoint."
     ) from error

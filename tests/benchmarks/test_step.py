@@ -6,6 +6,7 @@ import math
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -83,8 +84,9 @@ def torch_nets(monkeypatch):
 def carried(torch, net, variables) -> None:
   """Puts Flax variables into the PyTorch network; raises where one is missing or left over."""
   names = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
+  flat: dict[Any, Any] = dict(traverse_util.flatten_dict(variables))
   found = {}
-  for (_, *path, leaf), value in traverse_util.flatten_dict(variables).items():
+  for (_, *path, leaf), value in flat.items():
     axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, tuple(range(value.ndim)))
     value = np.array(np.transpose(value, axes))
     found[".".join([*path, names.get(leaf, leaf)])] = torch.from_numpy(value)
@@ -98,7 +100,7 @@ def test_pytorch_computes_the_same_loss(torch_nets):
   draw = np.random.default_rng(0)
   images = draw.random((6, 16, 16, 3), dtype=np.float32)
   labels = draw.integers(0, 10, 6)
-  network = Network(wideresnet.Model(16, 2), (16, 16, 3), mean, std)
+  network: Any = Network(wideresnet.Model(16, 2), (16, 16, 3), mean, std)
   variables = [jax.jit(network.init)(jax.random.key(i)) for i in range(2)]
   teacher, _ = network.apply(variables[0], images, train=False)
   student, _ = network.apply(variables[1], images, train=True)

@@ -77,8 +77,9 @@ def test_rows_are_what_was_given_and_nothing_travels_but_an_order_an_epoch():
   for step in range(6):
     source = made.source(step)
   assert len(put) == 1 + 3
-  assert set(source) == {"seed", "rows", "order", "backdoor"} and source["seed"] == 3
-  assert set(source["rows"]) == {"image", "label", "kind"}
+  assert set(source) == {"seed", "rows", "order", "epoch", "backdoor"}
+  assert source["seed"] == 3 and source["epoch"] == 2
+  assert set(source["rows"]) == {"image", "label", "kind", "index"}
   made.add(targets=np.ones(3))
   assert "targets" in made.source(7) and "backdoor" not in stream().source(0)
 
@@ -86,11 +87,20 @@ def test_rows_are_what_was_given_and_nothing_travels_but_an_order_an_epoch():
 def test_padding_stands_out_of_range():
   found = [p.tolist() for p in padded(7, 3)]
   assert found == [[0, 1, 2], [3, 4, 5], [6, 7, 7]]
-  assert [p.tolist() for p in stream(4).in_order(8)] == [[0, 1, 2, 3, 4, 4, 4, 4]]
   assert [p.tolist() for p in padded(4, 2)] == [[0, 1], [2, 3]]
+
+
+def test_one_pass_in_order_sees_each_once_and_says_what_is_padding():
+  made = stream(7, 3)
+  passes = list(made.in_order(4))
+  assert [np.asarray(s["order"]).tolist() for s in passes] == [[[0, 1, 2, 3]], [[4, 5, 6, 6]]]
+  assert [np.asarray(s["mask"]).tolist() for s in passes] == [[1, 1, 1, 1], [1, 1, 1, 0]]
+  assert all(s["size"] == 7 and s["epoch"] == 0 for s in passes)
+  assert "mask" not in made.source(0)  # the stream itself is as it was
 
 
 def test_a_phase_without_data_has_a_seed_and_a_length():
   made = Nothing(8, 5, 9, lambda tree: tree)
   assert (made.size, made.batch, made.steps_per_epoch) == (0, 8, 5)
   assert made.source(3) == {"seed": 9} and made.source(0) is made.source(100)
+  assert not list(made.in_order(4))

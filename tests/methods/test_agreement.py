@@ -200,7 +200,8 @@ def test_a_batch_of_which_nothing_is_kept_teaches_nothing(dropped):
 def test_under_mixup_a_dropped_partner_teaches_nothing_either(dropped):
   variables, state, batch = world(KEEP)
   batch |= {
-    "mix_label": jnp.roll(batch["label"], 1), "mix_weight": jnp.full(8, 0.6),
+    "mix_label": jnp.roll(batch["label"], 1), "mix_index": jnp.roll(batch["index"], 1),
+    "mix_weight": jnp.full(8, 0.6),
     "image": 0.6 * batch["image"] + 0.4 * jnp.roll(batch["image"], 1, 0),
   }  # fmt: skip
   method = agreement.Method(base=Evaluating(), dropped=dropped)

@@ -56,7 +56,7 @@ def test_adds_exactly_its_term(view):
   if view == "universal":
     seen = jnp.clip(batch["image"] + jnp.float32(p)[None], 0, 1)
   else:
-    seen = views.random_blend(jax.random.fold_in(KEY, 1), batch["image"], 0.5)
+    seen = views.random_blend(method.own(KEY), batch["image"], 0.5)
   answer = variables["teacher"](batch["image"], train=False)[0].logits
   logits = variables["student"](seen, train=True)[0].logits
   expected = 2.5 * losses.kl_divergence(answer, logits, 3.0)

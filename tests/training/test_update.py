@@ -240,7 +240,7 @@ def test_steps_count_rounds_and_every_turn_draws_for_itself():
   draws = np.asarray(state.memory["draws"])
   assert len(np.unique(draws)) == 8 and (draws > 0).all()  # 2 rounds of batch + 3 turns
   again, _ = small.Small(Draws(), rounds=2, optimizer=constant).play(2)
-  np.testing.assert_array_equal(draws, again.method["draws"])
+  np.testing.assert_array_equal(draws, again.memory["draws"])
   # p has twice q's updates
   p, q = (float(state.roles[name]["params"]) for name in "pq")
   assert p < q < 0

@@ -18,10 +18,8 @@ class Method(base.Method):
 
   def roles(self, networks):
     init = lambda key, made, example: nn.Dense(1).init(key, jnp.zeros((1, 8)))  # noqa: E731
-    return {
-      **super().roles(networks),
-      "gate": base.Role(nn.Dense(1), "gate", {"learning_rate": 0.01}, init),
-    }
+    gate = base.Role(nn.Dense(1), "gate", {"learning_rate": 0.01}, init)
+    return {**super().roles(networks), "gate": gate}
 
   def targets(self, frozen, batch, key):
     outputs = frozen["teacher"](batch["image"], train=False)[0]
@@ -29,9 +27,7 @@ class Method(base.Method):
 
   def loss(self, player, variables, state, batch, targets, key, step):
     outputs, stats = variables["student"](batch["image"], train=player == "student")
-    hint = nn.sigmoid(variables["gate"](targets["embedding"]))
-    if player == "student":
-      hint = jax.lax.stop_gradient(hint)
+    hint = nn.sigmoid(variables["gate"](targets["embedding"]))  # each player moves its own roles
     p_s, p_t = nn.softmax(outputs.logits), nn.softmax(targets["logits"])
     mask = jax.nn.one_hot(batch["label"], p_s.shape[-1])
     value = -(p_t * jnp.log(p_s + hint * mask + 1e-6)).sum(-1)

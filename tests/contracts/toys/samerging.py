@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from rkd_jax import losses
 from rkd_jax.methods import base
-from rkd_jax.methods.base import Role
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +15,8 @@ class Method(base.Method):
   sam, sam_adaptive = 0.07, True
 
   def roles(self, networks):
-    experts = {name: Role(networks["teacher"]) for name in ("origin", "expert1", "expert2")}
-    return {**experts, "coef": Role(player="coef", init=self.start)}
+    experts = {name: base.Role(networks["teacher"]) for name in ("origin", "expert1", "expert2")}
+    return {**experts, "coef": base.Role(player="coef", init=self.start)}
 
   def start(self, key, made, example):
     return jnp.full((2, len(jax.tree.leaves(made["origin"].params))), 0.3)
@@ -29,16 +28,13 @@ class Method(base.Method):
     def merge(start, *ends):
       return start + sum(c * (end - start) for c, end in zip(next(coef), ends, strict=True))
 
-    return {
-      **variables,
-      "student": origin.with_params(jax.tree.map(merge, origin.params, *experts)),
-    }
+    student = origin.with_params(jax.tree.map(merge, origin.params, *experts))
+    return {**variables, "student": student}
 
   def targets(self, frozen, batch, key):
     return [frozen[name](batch["image"], train=False)[0].logits for name in ("expert1", "expert2")]
 
   def loss(self, player, variables, state, batch, targets, key, step):
     logits = variables["student"](batch["image"], train=False)[0].logits
-    return {
-      f"kl{i}": losses.kl_divergence(t, logits, 2.0).mean() for i, t in enumerate(targets)
-    }, base.Aux()
+    kl = [losses.kl_divergence(answer, logits, 2.0).mean() for answer in targets]
+    return {"kl": sum(kl)}, base.Aux()

@@ -1,0 +1,224 @@
+"""Recipes: which phases a method's name means, which of them are one, and what a key depends on."""
+
+import dataclasses
+import importlib
+
+import numpy as np
+import pytest
+
+from configs import quickstart
+from rkd_jax import config as configs
+from rkd_jax import recipes
+from rkd_jax.data.sources import Dataset, Split
+from rkd_jax.errors import UserError
+from rkd_jax.methods import agreement, consistency, kd
+
+
+def dataset(fingerprint="f"):
+  part = Split(np.zeros((20, 16, 16, 1), np.uint8), np.arange(20, dtype=np.int32) % 10)
+  return Dataset(
+    "made up", part, part, part, tuple("0123456789"), (0.5,), (0.2,), fingerprint
+  )  # fmt: skip
+
+
+def setup(seed=0, clean=False, fingerprint="f", **changes):
+  config = quickstart.get_config("smoke")
+  with config.unlocked():
+    for key, value in changes.items():
+      section, _, name = key.replace("__", ".").rpartition(".")
+      target = config
+      for part in section.split(".") if section else ():
+        target = target[part]
+      target[name] = value
+  configs.normalise(config)
+  return recipes.Setup(config, dataset(fingerprint), seed, clean)
+
+
+def phases(label="agreement", **changes):
+  made = setup(**changes)
+  return recipes.phases(made, recipes.specs(made.config)[label])
+
+
+def test_none_is_one_phase_on_the_labelled_part():
+  (student,) = phases("none").values()
+  assert student.part == "labelled" and not student.given
+  assert "supervised" in type(student.method).__module__
+
+
+def test_a_method_without_a_recipe_is_one_phase_on_the_pool():
+  made = phases("kd")
+  student = made["student"]
+  assert list(made) == ["student"] and student.part == "pool"
+  assert student.method == kd.Method()
+  ((role, delivery),) = student.given
+  assert (role, delivery.name, delivery.phase.part) == ("teacher", "student", "poisoned")
+  assert delivery.phase.shared and not student.shared
+  clean = dict(phases("kd", clean=True)["student"].given)["teacher"].phase
+  assert clean.part == "clean" and clean.key != delivery.phase.key
+
+
+def test_agreements_rounds():
+  made = phases(method__agreement__rounds=3)
+  assert list(made) == ["witness", "round1", "round2", "student"]
+  assert made["witness"] == phases("none")["student"]  # trained once for both
+  given = {name: dict(made[name].given) for name in made}
+  assert set(given["round1"]) == {"teacher", "witness"}
+  for name, before in (("round1", "witness"), ("round2", "round1"), ("student", "round2")):
+    assert given[name]["witness"] == made[before]["student"]
+    if before != "witness":
+      assert given[name]["kept"] == made[before]["keep"]
+  assert len({given[name]["teacher"] for name in given if name != "witness"}) == 1
+  # the last round draws as every other method's student does: a paired comparison
+  assert made["student"].name == phases("kd")["student"].name != made["round2"].name
+  assert isinstance(made["student"].method, agreement.Method)
+  assert list(phases(method__agreement__rounds=1)) == ["witness", "student"]
+
+
+def test_its_fields_reach_the_method_and_its_base():
+  changes = {"method__agreement__readmit": "never", "method__kd__alpha": 0.3}
+  method = phases(**changes)["student"].method
+  assert method.readmit == "never" and method.base == kd.Method(alpha=0.3)
+
+
+def test_plugins_around_plugins():
+  changes = {"method__agreement__base": "consistency", "method__consistency__weight": 3.0}
+  made = setup(**changes)
+  spec = recipes.specs(made.config)["agreement"]
+  method = recipes.phases(made, spec)["student"].method
+  assert isinstance(method.base, consistency.Method) and method.base.weight == 3
+  assert method.base.base == kd.Method()
+  assert recipes.innermost(spec)["name"] == "kd"
+  assert recipes.innermost({"name": "kd"}) is None
+  nested = {"name": "a", "base": {"name": "b", "base": {"name": "c"}}}
+  assert recipes.innermost(nested) == {"name": "c"}
+
+
+def test_a_method_given_whole():
+  spec = {"name": "consistency", "weight": 2.0, "base": {"name": "kd", "alpha": 0.2}}
+  assert recipes.make_method(spec) == consistency.Method(weight=2.0, base=kd.Method(alpha=0.2))
+  assert recipes.make_method({"name": "consistency"}).base == kd.Method()
+
+
+def test_groundwork_goes_first_whatever_wraps_it(monkeypatch):
+  def ground(made, spec):
+    phase = made.alone("clean")
+    return {"prepared": phase}, {"student": phase["student"]}
+
+  monkeypatch.setitem(recipes.GROUNDWORK, "kd", ground)
+  for label, number in (("kd", 1), ("agreement", 2)):
+    made = phases(label)
+    assert list(made)[0] == "prepared"
+    students = [p for n, p in made.items() if n not in ("prepared", "witness")]
+    assert len(students) == number
+    for student in students:
+      assert dict(student.given)["student"] == made["prepared"]["student"]
+
+
+# Keys.
+
+
+def keys(label="kd", **changes):
+  return {name: phase.key for name, phase in phases(label, **changes).items()}
+
+
+def test_equal_phases_have_equal_keys_and_are_equal():
+  assert keys() == keys()
+  a, b = phases("kd")["student"], phases("kd")["student"]
+  assert a == b and hash(a) == hash(b) and a is not b
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"seed": 1}, {"clean": True}, {"fingerprint": "g"}, {"labels": 0.1}, {"contamination": 0.1},
+    {"target": 1}, {"backdoor": "blended"}, {"trigger__badnets__size": 2}, {"teacher__poison": 0.2},
+    {"teacher__epochs": 2}, {"student__epochs": 2}, {"student__augment__flip": True},
+    {"student__optimizer__learning_rate": 0.2}, {"student__network": "wideresnet-10-2"},
+    {"teacher__network": "wideresnet-10-2"}, {"method__kd__alpha": 0.5}, {"bn_group": 8},
+    {"dtype": "bfloat16"}, {"student__batch_size": 8},
+  ],
+  ids=str,
+)  # fmt: skip
+def test_whatever_matters_changes_the_students_key(changes):
+  assert keys(**changes)["student"] != keys()["student"]
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"devices": 1}, {"save_every": 7}, {"eval_batch": 16}, {"teachers_dir": "/x"},
+    {"data__data_dir": "/y"}, {"seeds": (0, 1)}, {"methods": ("kd",)}, {"labelled__steps": 9},
+    {"method__agreement__rounds": 5}, {"clean_teacher_seeds": 0}, {"trigger__blended__alpha": 0.5},
+    {"networks__shadow": "wideresnet-10-1"},
+  ],
+  ids=str,
+)  # fmt: skip
+def test_whatever_does_not_leaves_it(changes):
+  assert keys(**changes) == keys()
+
+
+def test_a_teacher_depends_on_nothing_of_its_students():
+  teacher = lambda **changes: dict(phases("kd", **changes)["student"].given)["teacher"].phase.key  # noqa: E731
+  changes = {"student__epochs": 5, "labels": 0.2, "contamination": 0.0, "method__kd__alpha": 0.1}
+  assert teacher(**changes) == teacher()
+  assert teacher(teacher__poison=0.2) != teacher()
+  clean = lambda **changes: teacher(clean=True, **changes)  # noqa: E731
+  assert clean(teacher__poison=0.2) == clean() == clean(target=3)  # nor a clean one on the trigger
+
+
+def test_a_learned_trigger_is_its_teachers():
+  made = phases("kd", backdoor="adba")["student"]
+  ((_, delivery),) = made.given
+  assert delivery.name == "teacher" and delivery.phase.part == "clean"
+  assert delivery.phase.method.target == 0 and "trigger" in delivery.phase.method.delivers
+  assert phases("kd", backdoor="adba", method__adba__cap=0.5)["student"].key != made.key
+  control = phases("kd", backdoor="adba", clean=True)["student"]
+  assert dict(control.given)["teacher"].name == "student"
+
+
+def test_a_method_added_at_run_time_needs_no_entry(tmp_path, monkeypatch):
+  package = importlib.import_module("rkd_jax.methods")
+  monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+  text = (
+    "import dataclasses\nfrom rkd_jax.methods import kd\n\n"
+    "@dataclasses.dataclass(frozen=True)\nclass Method(kd.Method):\n  twist: float = 0.5\n"
+  )
+  (tmp_path / "freshly.py").write_text(text)
+  assert "freshly" in recipes.names()
+  assert recipes.fields("freshly") == {"temperature": 4.0, "alpha": 0.9, "twist": 0.5}
+  assert configs.default().method.freshly.twist == 0.5
+  made = setup(methods=("freshly",), method__freshly__twist=0.25)
+  method = recipes.phases(made, recipes.specs(made.config)["freshly"])["student"].method
+  assert method.twist == 0.25
+
+
+def test_fields_of_a_recipe_and_its_method():
+  found = recipes.fields("agreement")
+  assert found["rounds"] == 2 and found["base"] == "kd"
+  own = {f.name for f in dataclasses.fields(agreement.Method)} - {"base"}
+  assert set(found) == {*own, "rounds", "base"}
+  assert recipes.fields("none") == {}
+
+
+@pytest.mark.parametrize(
+  ("wrong", "message"),
+  [
+    ({"methods": ("kdd",)}, "'kdd'. Did you mean 'kd'"),
+    ({"method__agreement__base": "nothing"}, "No method is called 'nothing'"),
+    ({"method__agreement__base": "agreement"}, "wraps itself"),
+    ({"method__agreement__rounds": 0}, "rounds is 0"),
+    ({"method__agreement__readmit": "perhaps"}, "readmit"),
+  ],
+)
+def test_what_cannot_be(wrong, message):
+  with pytest.raises(UserError, match=message):
+    made = setup(**wrong)
+    for spec in recipes.specs(made.config).values():
+      recipes.phases(made, spec)
+
+
+def test_fields_that_a_recipe_does_not_take():
+  with pytest.raises(UserError, match="does not take these fields"):
+    recipes.phases(setup(), {"name": "none", "rounds": 3})
+  with pytest.raises(UserError, match="has no field 'alhpa'"):
+    recipes.phases(setup(), {"name": "kd", "alhpa": 3})
