@@ -18,9 +18,9 @@ def get_config(arg: str | None = None) -> Config:
   """The story; `arg` "smoke" makes it a test of seconds whose numbers mean nothing."""
   config = base.default()
   config.data.update({"name": "digits", "holdout": 197.0, "test": 500.0})
-  config.teacher.epochs = 10
-  config.student.epochs = 12
-  config.labelled.update({"steps": 400, "augment": {"crop": 1}})
+  config.teacher.epochs = 8
+  config.student.epochs = 10
+  config.labelled.update({"steps": 300, "augment": {"crop": 1}})
   config.labelled.optimizer.learning_rate = 0.05
   config.clean_teacher_seeds = 1
   if arg == "smoke":

@@ -48,7 +48,9 @@ def explain(argv: Sequence[str], error: BaseException) -> str:
   lines = [line.strip() for line in text.splitlines() if line.strip()]
   if "Failed loading config file" in text or "'get_config'" in text:
     rest = iter(argv)
-    found = (a.partition("=")[2] or next(rest, "") for a in rest if a.partition("=")[0] == "--config")
+    found = (
+      a.partition("=")[2] or next(rest, "") for a in rest if a.partition("=")[0] == "--config"
+    )
     wanted = next(found, "")
     return f"Cannot load the config {wanted!r}: {lines[-1]}"
   return lines[-1] if "Traceback" in text else text

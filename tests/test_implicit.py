@@ -13,8 +13,12 @@ STEPS = 80
 
 def contraction(outer, data, d):
   """Pulls d to where it minimises a smooth strongly convex function of outer and data."""
-  inner = lambda d: 0.5 * jnp.sum((d - outer["goal"]) ** 2) + outer["bend"] * jnp.sum(  # noqa: E731
-    jnp.log(jnp.cosh(data @ d))
+  inner = lambda d: (
+    0.5 * jnp.sum((d - outer["goal"]) ** 2)
+    + outer["bend"]
+    * jnp.sum(  # noqa: E731
+      jnp.log(jnp.cosh(data @ d))
+    )
   )
   return d - 0.3 * jax.grad(inner)(d)
 
@@ -66,7 +70,9 @@ def test_few_steps_give_a_truncated_series(double):
   optimum = unrolled(contraction, STEPS, outer, data, start)
   errors = []
   for steps in (1, 2, 4, 8, 16):
-    pull = jax.vjp(lambda o, steps=steps: fixed_point(contraction, steps, o, data, optimum), outer)[1]
+    pull = jax.vjp(lambda o, steps=steps: fixed_point(contraction, steps, o, data, optimum), outer)[
+      1
+    ]
     g = jnp.cos(optimum) * jnp.arange(1.0, 4.0)
     errors.append(float(jnp.abs(pull(g)[0]["goal"] - exact).max()))
   assert all(b < 0.8 * a for a, b in zip(errors, errors[1:], strict=False)), errors

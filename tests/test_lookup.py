@@ -23,7 +23,9 @@ def test_the_names_are_the_files():
 
 
 def test_a_wrong_name_is_answered_by_the_nearest_and_all():
-  with pytest.raises(UserError, match=r"No method is called 'kdd'. Did you mean 'kd'\? There are: "):
+  with pytest.raises(
+    UserError, match=r"No method is called 'kdd'. Did you mean 'kd'\? There are: "
+  ):
     lookup.load("methods", "kdd")
   with pytest.raises(UserError, match=r"No backdoor is called 'zzz'. There are: badnets"):
     lookup.load("backdoors", "zzz")

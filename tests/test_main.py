@@ -69,7 +69,10 @@ WRONG = {
   # names
   "unknown method": (["--config.methods=kd,agrement"], [r"'agrement'", r"'agreement'"]),
   "unknown base": (["--config.method.agreement.base=kdd"], [r"'kdd'", r"'kd'"]),
-  "unknown network": (["--config.student.network=wideresnt-10-1"], [r"'wideresnt'", r"'wideresnet'"]),
+  "unknown network": (
+    ["--config.student.network=wideresnt-10-1"],
+    [r"'wideresnt'", r"'wideresnet'"],
+  ),
   "unknown depth": (["--config.student.network=wideresnet-11-1"], [r"depth 11", r"16"]),
   "unreadable network": (["--config.teacher.network=wideresnet-a"], [r"wideresnet-a", r"depth"]),
   "unknown data set": (["--config.data.name=digit"], [r"'digit'", r"'digits'"]),
@@ -197,7 +200,9 @@ def test_other_endings_have_their_own_status(command, monkeypatch):
 
 def test_the_default_workdir_is_named_after_the_config(command, monkeypatch):
   seen = []
-  monkeypatch.setattr(experiment, "run", lambda config, path, name, quiet: seen.append((path, name)))
+  monkeypatch.setattr(
+    experiment, "run", lambda config, path, name, quiet: seen.append((path, name))
+  )
   for arguments in ([], ["--config.labels=0.1"], ["--config.methods=none,kd,agreement"]):
     assert command(*arguments, workdir=None)[0] == 0
   (a, name), (b, _), (c, _) = seen

@@ -217,7 +217,9 @@ def test_eight_devices_tell_the_same(distilled, tmp_path):
   assert set(one) == set(other) and len(one) == 3
   gaps = {}
   for phase in one:  # |a - b| / |a| over all of a network's parameters
-    pairs = zip(jax.tree.leaves(one[phase]["params"]), jax.tree.leaves(other[phase]["params"]), strict=True)
+    pairs = zip(
+      jax.tree.leaves(one[phase]["params"]), jax.tree.leaves(other[phase]["params"]), strict=True
+    )
     squares = np.sum([(np.sum((x - y) ** 2), np.sum(x**2)) for x, y in pairs], 0)
     gaps[phase] = float(np.sqrt(squares[0] / squares[1]))
   print(f"8 devices against 1: predictions {min(same.values()):.4f}, parameters {gaps}")
@@ -271,5 +273,3 @@ def test_a_flipped_byte_in_an_artefact_is_seen(distilled, tmp_path):
       continue
     seen += 1
   assert seen >= 15  # most bytes are parameters
-
-

@@ -17,7 +17,10 @@ KEY = jax.random.key(0)
 
 def world():
   draw = jax.random.split(KEY)
-  raw = {"mask": jax.random.normal(draw[0], (8, 8, 1)), "pattern": jax.random.normal(draw[1], (8, 8, 1))}  # noqa: E501
+  raw = {
+    "mask": jax.random.normal(draw[0], (8, 8, 1)),
+    "pattern": jax.random.normal(draw[1], (8, 8, 1)),
+  }  # noqa: E501
   nets = {
     n: small.Bound(small.tiny.network(), small.network(s)) for n, s in (("teacher", 1), ("shadow", 2))
   }  # fmt: skip
@@ -55,7 +58,9 @@ def test_the_delivered_backdoor_is_what_training_applied():
 
 
 def test_the_mask_is_capped_however_long_it_is_trained():
-  trigger = METHOD.trigger({"mask": jnp.full((8, 8, 1), 50.0), "pattern": jnp.full((8, 8, 1), 50.0)})
+  trigger = METHOD.trigger(
+    {"mask": jnp.full((8, 8, 1), 50.0), "pattern": jnp.full((8, 8, 1), 50.0)}
+  )
   assert trigger["mask"].max() <= 0.25 and trigger["pattern"].max() <= 1
   toy = small.Small(adba.Method(cap=0.1, learning_rate=50.0), rounds=4)
   state, frozen = toy.play(4)
@@ -89,7 +94,9 @@ def test_the_shadows_terms_are_of_clean_images_and_leave_the_teacher_alone():
 
   def total(teacher):
     changed = {**variables, "teacher": variables["teacher"].with_params(teacher)}
-    return sum(t[0].sum() for t in METHOD.loss("shadow", changed, (), batch, (), KEY, 0)[0].values())
+    return sum(
+      t[0].sum() for t in METHOD.loss("shadow", changed, (), batch, (), KEY, 0)[0].values()
+    )
 
   gradient = jax.grad(total)(variables["teacher"].params)
   assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
@@ -101,9 +108,7 @@ def test_the_triggers_terms_and_that_they_fall():
   seen = jnp.asarray(by_hand(variables["trigger"], batch["image"]))
   for role in ("teacher", "shadow"):
     logits = variables[role](seen, train=False)[0].logits
-    np.testing.assert_allclose(
-      terms[role], losses.cross_entropy(logits, jnp.full(8, 2)), rtol=1e-4
-    )
+    np.testing.assert_allclose(terms[role], losses.cross_entropy(logits, jnp.full(8, 2)), rtol=1e-4)
   assert terms["size"] == pytest.approx(0.01 * sigmoid(variables["trigger"]["mask"]).mean())
   assert not aux.batch_stats
 

@@ -45,8 +45,6 @@ class Table:
     return small.Outputs(jax.nn.one_hot(answer, 3)), {}
 
 
-
-
 def surveyed(monkeypatch, method, witness, teacher, labels, before, shaky=()):
   """keep[N] after a survey of N images in two batches, the second padded."""
   # A blend that leaves the pixel by which our stub knows an image, and lights the others.
@@ -171,9 +169,7 @@ def test_weighing_equals_training_on_the_kept_alone():
   method = agreement.Method(base=Evaluating())
   (value, _), gradient = loss_and_gradient(method, variables, state, batch, batch["image"])
   subset = {name: leaf[KEEP] for name, leaf in batch.items()}
-  (expected, _), part = loss_and_gradient(
-    Evaluating(), variables, (), subset, subset["image"]
-  )
+  (expected, _), part = loss_and_gradient(Evaluating(), variables, (), subset, subset["image"])
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   np.testing.assert_allclose(gradient[KEEP], part, rtol=1e-4, atol=1e-7)
 

@@ -163,7 +163,7 @@ class Renewed(base.Method):
     return {"w": base.Role(player="student", init=draw), "v": probe, "z": base.Role(init=draw)}
 
   def reset(self, epoch):
-    return ("w", "v") if epoch in (1, 3) else ()
+    return ("w", "v") if epoch in (0, 1, 3) else ()  # 0 is not asked about
 
   def loss(self, player, variables, state, batch, targets, key, step):
     w, goal = variables["w"], batch["image"].mean((0, 1, 2))
@@ -188,6 +188,7 @@ def test_reset_draws_values_and_optimiser_anew_at_epoch_starts(monkeypatch, tmp_
   monkeypatch.setattr(update, "play_round", look)
   renewed().train(tmp_path)
   assert [seen[step][1] for step in range(8)] == [0, 1, 0, 1, 2, 3, 0, 1]
+  np.testing.assert_array_equal(seen[0][0], renewed().begin()[0].roles["w"]["params"])
   drawn = [seen[step][0] for step in (0, 2, 6)]
   gaps = [np.abs(a - b).max() for a in drawn for b in drawn if a is not b]
   assert min(gaps) > 0.1  # three draws

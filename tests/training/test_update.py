@@ -304,9 +304,7 @@ def reduced_bytes(method) -> int:
   """How much the compiled step sums over eight devices, per device."""
   toy = small.Small(method, devices=8, augment=Augment(crop=1))
   state, frozen = toy.begin()
-  text = (
-    update._round.lower(toy.program, state, frozen, toy.stream.source(0)).compile().as_text()
-  )
+  text = update._round.lower(toy.program, state, frozen, toy.stream.source(0)).compile().as_text()
   assert not re.search(r"all-to-all|reduce-scatter", text)
   found = 0
   for shapes in re.findall(r"= (.*?) all-reduce(?:-start)?\(", text):
