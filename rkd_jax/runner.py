@@ -211,7 +211,7 @@ class Runner:
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", warn=self.say.warn)
     with contextlib.closing(checkpoints):
       state, frozen = start.resumed(*ready, checkpoints)
-      start.cache_targets(program, frozen, ready.stream)
+      start.cache_targets(program, program.still(frozen, state.roles), ready.stream)
       step, began = int(state.step), time.monotonic()
       with (
         MetricsWriter(lines, directory / "tensorboard", step + 1 if step else 0) as writer,

@@ -75,7 +75,7 @@ class Small:
     )
     state = update.with_metrics(self.program, state, frozen, self.stream.source(0))
     if self.cached:
-      start.cache_targets(self.program, frozen, self.stream)
+      start.cache_targets(self.program, self.program.still(frozen, state.roles), self.stream)
     return state, frozen
 
   def play(self, rounds: int):
@@ -95,7 +95,7 @@ class Small:
       self.program, self.roles, self.given, self.stream, self.example, checkpoints
     )
     if self.cached:
-      start.cache_targets(self.program, frozen, self.stream)
+      start.cache_targets(self.program, self.program.still(frozen, state.roles), self.stream)
     every = {"log_every": self.stream.steps_per_epoch, "save_every": 2} | every
     phase = loop.Running(
       self.program, self.roles, self.stream, frozen, self.example, hooks=hooks or loop.Hooks(),

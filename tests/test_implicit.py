@@ -1,5 +1,7 @@
 """The implicit gradient of an inner optimum, against differentiating through all of its steps."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +15,12 @@ STEPS = 80
 
 def contraction(outer, data, d):
   """Pulls d to where it minimises a smooth strongly convex function of outer and data."""
-  inner = lambda d: (
-    0.5 * jnp.sum((d - outer["goal"]) ** 2)
-    + outer["bend"]
-    * jnp.sum(  # noqa: E731
-      jnp.log(jnp.cosh(data @ d))
+
+  def inner(d):
+    return (
+      0.5 * ((d - outer["goal"]) ** 2).sum() + outer["bend"] * jnp.log(jnp.cosh(data @ d)).sum()
     )
-  )
+
   return d - 0.3 * jax.grad(inner)(d)
 
 
@@ -75,7 +76,7 @@ def test_few_steps_give_a_truncated_series(double):
     ]
     g = jnp.cos(optimum) * jnp.arange(1.0, 4.0)
     errors.append(float(jnp.abs(pull(g)[0]["goal"] - exact).max()))
-  assert all(b < 0.8 * a for a, b in zip(errors, errors[1:], strict=False)), errors
+  assert all(b < 0.8 * a for a, b in itertools.pairwise(errors)), errors
 
 
 def test_data_and_start_get_none(double):

@@ -107,7 +107,7 @@ def test_groundwork_goes_first_whatever_wraps_it(monkeypatch):
   monkeypatch.setitem(recipes.GROUNDWORK, "kd", ground)
   for label, number in (("kd", 1), ("agreement", 2)):
     made = phases(label)
-    assert list(made)[0] == "prepared"
+    assert next(iter(made)) == "prepared"
     students = [p for n, p in made.items() if n not in ("prepared", "witness")]
     assert len(students) == number
     for student in students:

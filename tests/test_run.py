@@ -1,4 +1,4 @@
-"""End to end on a run of seconds: complete, checkable, resumable to the same bytes, and never twice."""
+"""End to end in seconds: complete, checkable, resumed to the same bytes, and never done twice."""
 
 import contextlib
 import hashlib

@@ -63,6 +63,11 @@ class Program:
       for role, tree in trees.items()
     }
 
+  def still(self, frozen: Mapping[str, Tree], roles: Mapping[str, Tree]) -> dict[str, Tree]:
+    """All roles that nobody trains: the frozen ones, and those of `roles` that a survey made."""
+    trained = dict(self.players)
+    return {**frozen, **{name: tree for name, tree in roles.items() if name not in trained}}
+
   def for_prediction(self) -> "Program":
     """The program as far as predictions depend on it: equal ones share one compilation."""
     return dataclasses.replace(self, optimizers=(), players=(), rounds=0, augment=Augment())

@@ -68,7 +68,7 @@ def prepare(program: Program, state: TrainState, frozen: Tree, source: Tree):
   if "targets" in source:
     targets = jax.tree.map(lambda table: table[batch["index"]], source["targets"])
   else:
-    still = frozen | {n: t for n, t in state.roles.items() if n not in dict(program.players)}
+    still = program.still(frozen, state.roles)
     targets = method.targets(program.bind(still), batch, phase_key(seed, TARGETS, step))
   return dataclasses.replace(state, memory=memory), batch, targets
 

@@ -1,5 +1,7 @@
 """Distillation: its terms by hand, the teacher's labels, and targets that may be kept."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from toys import kdiga, reaugkd
 from rkd_jax.backdoors import badnets
 from rkd_jax.data.augment import Augment
 from rkd_jax.errors import UserError
-from rkd_jax.methods import agreement, consistency, kd
+from rkd_jax.methods import agreement, base, consistency, kd
 from rkd_jax.training import update
 
 LOGITS = {"teacher": [[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]], "student": [[1.0, 0, 0], [0, 2, 0]]}
@@ -127,6 +129,29 @@ def test_targets_that_may_change_are_not_kept(method, changes):
   toy, state, frozen = cached(method, **changes)
   assert "targets" not in toy.stream.source(0)
   update.play_round(toy.program, state, frozen, toy.stream.source(0))
+
+
+def test_targets_may_use_what_the_survey_made():
+  @dataclasses.dataclass(frozen=True)
+  class Centred(kd.Method):
+    cacheable = True
+
+    def roles(self, networks):
+      return {**super().roles(networks), "mean": base.Role(from_state=lambda state: state)}
+
+    def init_state(self, key, variables, example):
+      return jnp.zeros(())
+
+    def survey(self, key, variables, state, batch):
+      return state + (batch["image"].mean((1, 2, 3)) * batch["mask"]).sum()
+
+    def targets(self, frozen, batch, key):
+      return super().targets(frozen, batch, key) * frozen["mean"]
+
+  kept, made = (small.Small(Centred(), small.rows(20, 8), cached=c) for c in (True, False))
+  (a, _), (b, _) = kept.play(2), made.play(2)
+  assert "targets" in kept.stream.source(0)
+  small.close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_who_is_cacheable():

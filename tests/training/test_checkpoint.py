@@ -17,11 +17,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rkd_jax.data.augment import Augment
-from rkd_jax.errors import UserError
 from rkd_jax.methods import kd
 from rkd_jax.training import checkpoint, sharding
 from rkd_jax.training.checkpoint import Checkpoints, digest
-
 
 # Orbax leaves coroutines behind where a restore fails; they complain when they are collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -1,4 +1,4 @@
-"""The step: terms become a loss, a loss a gradient, a gradient the next state; nothing else moves."""
+"""The step: terms become a loss, a loss a gradient, a gradient the next state."""
 
 import dataclasses
 import re
