@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -26,7 +27,10 @@ def run(out: pathlib.Path, *options: str) -> dict:
   """The report of the smallest run there is, on one pair and one net."""
   command = [sys.executable, str(FOLDER / "step.py"), f"--pairs={NET}:{NET},{NET}", f"--out={out}"]
   tiny = ["--batch=4", "--rounds=1", "--seconds=0", "--images=16", "--patience=0"]
-  done = subprocess.run([*command, *tiny, *options], cwd=ROOT, capture_output=True, text=True)
+  path = {**os.environ, "PYTHONPATH": str(ROOT)}  # as `pip install -e .` would have it
+  done = subprocess.run(
+    [*command, *tiny, *options], cwd=ROOT, env=path, capture_output=True, text=True
+  )
   assert not done.returncode, done.stderr
   (path,) = out.glob("*/step.json")
   assert str(path) in done.stdout.replace("\n", "")

@@ -1,4 +1,4 @@
-"""Who sees what: exact plans, a clean balanced labelled part, and no true label where none is due."""
+"""Who sees what: exact plans, a clean balanced labelled part, and no true label out of turn."""
 
 import numpy as np
 import pytest

@@ -138,10 +138,9 @@ def test_the_examples_run(written):
 def test_a_module_of_ones_own_takes_its_fields_from_a_config_file(written):
   (code,) = [b for b in blocks("docs/adding-a-method.md", "python") if b.startswith("config.")]
   made = config.default()
-  exec(code, {"config": made, "ConfigDict": ConfigDict})
+  exec(code, {"config": made})
   config.check(made)
-  (spec,) = recipes.specs(made).values()
-  method = recipes.make_method(spec)
+  method = recipes.make_method(recipes.specs(made)["steady"])
   assert (method.blends, type(method.base).__module__) == (8, "rkd_jax.methods.kd")
 
 
