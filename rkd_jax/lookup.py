@@ -44,6 +44,17 @@ def load(kind: str, name: str) -> Any:
   return getattr(module, attribute)
 
 
+def defines(kind: str, name: str) -> bool:
+  """Whether the name is that of such a part: a file of the folder, or a module with the class."""
+  if "." not in name:
+    return name in names(kind)
+  try:
+    load(kind, name)
+  except UserError:
+    return False
+  return True
+
+
 def build(kind: str, name: str, fields: dict[str, Any]) -> Any:
   """`load(kind, name)(**fields)`, with a wrong field answered by the nearest right one."""
   part = load(kind, name)

@@ -92,7 +92,7 @@ class Setup:
   @property
   def learned(self) -> bool:
     """Whether the backdoor's trigger is trained with its teacher (a method that delivers both)."""
-    return self.config.backdoor not in lookup.names("backdoors")
+    return not lookup.defines("backdoors", self.config.backdoor)
 
   def poisoned_teacher(self) -> Phase:
     name, own = self.config.backdoor, {"student": self.config.teacher.network}

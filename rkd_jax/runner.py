@@ -112,7 +112,7 @@ class Runner:
   def _planner(self) -> Backdoor:
     """The backdoor as far as planning goes; for a fixed trigger that is all of it."""
     name, target = self.config.backdoor, {"target": self.config.target}
-    if name not in lookup.names("backdoors"):
+    if not lookup.defines("backdoors", name):
       return learned.Backdoor(**target)
     fields = self.config.trigger.get(name, ConfigDict()).to_dict()
     return lookup.build("backdoors", name, fields | target)

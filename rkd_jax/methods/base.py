@@ -179,7 +179,7 @@ class Method:
     return ()
 
   def stop(self, metrics: Mapping[str, float]) -> bool:
-    """Whether to end after an epoch with these metrics (training's, and `holdout_acc`)."""
+    """Whether to end after a line of metrics (training's since the last, and `holdout_acc`)."""
     return False
 
   def deliver(self, variables: Mapping[str, Any], state: Tree) -> dict[str, Tree]:

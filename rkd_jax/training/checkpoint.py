@@ -17,6 +17,8 @@ import orbax.checkpoint as ocp
 from rkd_jax.errors import UserError
 
 Tree = Any
+CHECKSUM = "checksum"
+UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save
 
 
@@ -38,25 +40,27 @@ class Checkpoints:
     if self._manager.latest_step() == step:
       return
     with explained(self._directory):
-      self._manager.save(step, args=ocp.args.StandardSave(flat(state)), force=True)
+      self._manager.save(step, args=ocp.args.StandardSave(_summed(state)), force=True)
 
   def restore(self, template: Tree) -> tuple[int, Tree] | None:
     """The newest whole checkpoint as (step, state) in the template's structure and placement.
 
     A checkpoint that cannot be read is put aside with a warning and the one before it is tried.
     """
-    wanted = flat(template)
+    wanted = _summed(template)
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         found = self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(wanted)))
+        leaves = [found[name] for name in wanted if name != CHECKSUM]
+        if int(_checksum(leaves)) != int(found[CHECKSUM]):
+          raise ValueError("its bytes are not those that were saved")
       except (PermissionError, MemoryError):
         raise  # not the checkpoint's fault
       except Exception as error:  # Orbax, TensorStore and the file system each raise their own
         self._put_aside(step, error)
         continue
       # The restored arrays may alias Orbax's host buffers; a donated state must own its own.
-      leaves = _copied([found[name] for name in wanted])
-      return step, jax.tree.unflatten(jax.tree.structure(template), leaves)
+      return step, jax.tree.unflatten(jax.tree.structure(template), _copied(leaves))
     return None
 
   def _put_aside(self, step: int, error: Exception) -> None:
@@ -80,6 +84,25 @@ class Checkpoints:
     with explained(self._directory):
       self._manager.wait_until_finished()
       self._manager.close()
+
+
+def _summed(tree: Tree) -> dict[str, Any]:
+  """`flat`, and the checksum of its leaves."""
+  found = flat(tree)
+  return {**found, CHECKSUM: _checksum(list(found.values()))}
+
+
+@jax.jit
+def _checksum(leaves: list[jax.Array]) -> jax.Array:
+  """uint32 that any changed bit of any leaf changes; made where the leaves are, without a copy."""
+  total = jnp.uint32(0)
+  for number, leaf in enumerate(leaves):
+    words = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
+    words = jax.lax.bitcast_convert_type(words, UNSIGNED[min(words.dtype.itemsize, 4)])
+    words = words.ravel().astype(jnp.uint32)
+    odd = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1  # a place's weight; invertible mod 2^32
+    total += (words * odd).sum(dtype=jnp.uint32) * jnp.uint32(2 * number + 1)
+  return total
 
 
 @jax.jit

@@ -159,7 +159,9 @@ def read(state: TrainState) -> dict[str, float]:
 
 
 def check_finite(step: int, metrics: Mapping[str, float]) -> None:
-  wrong = [name for name, value in metrics.items() if not math.isfinite(value) and "loss" in name]
+  wrong = [
+    name for name, value in metrics.items() if not math.isfinite(value) and name.endswith("loss")
+  ]
   if wrong:
     found = ", ".join(f"{name} is {metrics[name]}" for name in wrong)
     raise UserError(

@@ -257,3 +257,37 @@ def test_a_full_disk_is_explained_and_leaves_nothing_half_written(tmp_path, kind
   assert rest == [
     "delivered False", "restored 1 True", "left ['1', '2']", "delivered True",
   ]  # fmt: skip
+
+
+def test_any_flipped_bit_of_any_array_changes_the_checksum():
+  arrays = [
+    np.arange(12, dtype=np.float32).reshape(3, 4),
+    np.float32(0.1),
+    np.array([3, -1], np.int32),
+    np.array([True, False]),
+    np.arange(5).astype(jnp.bfloat16),
+    np.arange(4, dtype=np.int8),
+  ]
+  whole = int(checkpoint._checksum([jnp.asarray(a) for a in arrays]))
+  for number, array in enumerate(arrays):
+    for bit in range(array.nbytes * 8) if array.dtype != bool else (0, 8):
+      raw = bytearray(array.tobytes())
+      raw[bit // 8] ^= 1 << bit % 8
+      flipped = np.frombuffer(bytes(raw), array.dtype).reshape(array.shape)
+      changed = [*arrays[:number], flipped, *arrays[number + 1 :]]
+      assert int(checkpoint._checksum([jnp.asarray(a) for a in changed])) != whole
+
+
+def test_arrays_that_are_not_those_saved_are_put_aside(tmp_path, monkeypatch):
+  state = {"a": jnp.arange(4.0)}
+  warnings = []
+  saved = checkpoint.Checkpoints(tmp_path / "c", warn=warnings.append)
+  saved.save(1, state)
+  with monkeypatch.context() as patch:  # as if the bytes had changed after they were summed
+    patch.setattr(checkpoint, "_checksum", lambda leaves: jnp.uint32(7))
+    saved.save(2, {"a": jnp.arange(4.0) + 1})
+  step, restored = saved.restore(state)
+  saved.close()
+  assert step == 1 and warnings and "step 2" in warnings[0]
+  np.testing.assert_array_equal(restored["a"], state["a"])
+  assert (tmp_path / "unreadable-2").exists()
