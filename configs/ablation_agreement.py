@@ -28,4 +28,5 @@ def get_config(arg: str | None = None) -> Config:
   config.method.agreement_consistency = {"name": "agreement", "base": "consistency"}
   config.methods = ("none", "kd", "agreement", "agreement_robust", "agreement_never",
                     "agreement_replace", "consistency", "agreement_consistency")  # fmt: skip
+  config.clean_teacher_seeds, config.all_labels_control = 0, False  # the quickstart shows both
   return config
