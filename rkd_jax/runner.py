@@ -39,7 +39,8 @@ from rkd_jax.training.optimizer import Optimizer
 from rkd_jax.training.state import Program, make_program
 
 Tree = Any
-LINES = 50  # of metrics, about, for a phase of many short epochs
+LINES = 20  # of metrics, about, for a phase of many short epochs
+CURVE = 1000  # hold-out images behind a point of the training curve, which selects nothing
 
 
 @dataclasses.dataclass
@@ -87,7 +88,7 @@ class Runner:
     self.say, self.stop = say, stop
     self.mesh = sharding.make_mesh(config.devices)
     self.teachers = pathlib.Path(config.teachers_dir or directory.parent / "teachers")
-    self.holdout = Questions(self.mesh, dataset.holdout.images, config.eval_batch)
+    self.holdout = Questions(self.mesh, dataset.holdout.images[:CURVE], config.eval_batch)
     self._done: dict[str, Finished] = {}
     self._parts: dict[int, Parts] = {}
 
@@ -235,7 +236,7 @@ class Runner:
     return self._deliver(phase, directory, program, state, frozen, record)
 
   def _evaluator(self, program: Program, frozen: Tree) -> Any:
-    labels = self.dataset.holdout.labels
+    labels = self.dataset.holdout.labels[:CURVE]
 
     def evaluate(state: Any) -> dict[str, float]:
       answers = self.holdout.ask(program, frozen | state.roles, state.memory)
