@@ -9,9 +9,9 @@ from rkd_jax.errors import UserError, nearest
 
 # kind -> (what a file of it defines, files of the folder that are not such parts)
 KINDS = {
-  "methods": ("Method", {"base", "views"}),
-  "models": ("Model", {"network", "norm"}),
-  "backdoors": ("Backdoor", {"base", "learned", "poison"}),
+  "methods": ("Method", {"attack", "base", "features", "views"}),
+  "models": ("Model", {"connector", "network", "norm"}),
+  "backdoors": ("Backdoor", {"base", "learned", "plans", "poison"}),
 }
 
 

@@ -15,6 +15,7 @@ import jax
 from flax import struct
 
 from rkd_jax.errors import UserError
+from rkd_jax.models.network import Outputs
 
 Batch = dict[str, jax.Array]
 Tree = Any
@@ -146,6 +147,13 @@ class Method:
     """Regroups, re-weighs or invents the round's batch. Not differentiated. Once a round."""
     return batch, state
 
+  def taught(self, frozen: Mapping[str, Any], images: jax.Array) -> Outputs:
+    """The teacher's `Outputs` as this method teaches them; plug-ins ask here what the teacher says.
+
+    A method that repairs the teacher's features overrides it.
+    """
+    return frozen["teacher"](images, train=False)[0]
+
   def targets(self, frozen: Mapping[str, Any], batch: Batch, key: jax.Array) -> Tree:
     """What the frozen roles alone say of the batch; leaves [B, ...]. May be served from a cache."""
     return ()
@@ -244,6 +252,9 @@ class Plugin(Method):
   def batch(self, key, variables, state, batch, step):
     batch, base = self.base.batch(key, variables, state["base"], batch, step)
     return batch, {**state, "base": base}
+
+  def taught(self, frozen, images):
+    return self.base.taught(frozen, images)
 
   def targets(self, frozen, batch, key):
     return self.base.targets(frozen, batch, key)

@@ -60,7 +60,7 @@ class Method(base.Plugin):
     return jax.random.uniform(key, shape, minval=-self.radius, maxval=self.radius)
 
   def targets(self, frozen, batch, key):
-    answer = frozen["teacher"](batch["image"], train=False)[0].logits
+    answer = self.taught(frozen, batch["image"]).logits
     return {"base": super().targets(frozen, batch, key), "answer": answer}
 
   def loss(self, player, variables, state, batch, targets, key, step):

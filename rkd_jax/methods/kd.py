@@ -29,7 +29,7 @@ class Method(base.Method):
     check_range("kd.temperature", self.temperature, 1e-3, 1e3)
 
   def targets(self, frozen, batch, key):
-    return frozen["teacher"](batch["image"], train=False)[0].logits
+    return self.taught(frozen, batch["image"]).logits
 
   def loss(self, player, variables, state, batch, targets, key, step):
     outputs, stats = variables["student"](batch["image"], train=True, key=key)
