@@ -17,6 +17,8 @@ from rkd_jax.errors import UserError, check_range, nearest
 from rkd_jax.phases import Config
 from rkd_jax.training.optimizer import Optimizer
 
+# The recommended recipe: a composition, no class of its own (docs/robustkd.md says what each does).
+RKD = {"name": "agreement", "base": {"name": "consistency", "amplitude": (0.0, 0.5)}}
 DTYPES = ("float32", "bfloat16")  # of the computation
 
 
@@ -31,6 +33,7 @@ def default() -> Config:
   )
   config.backdoor = "badnets"  # a file of backdoors/, or a method that delivers teacher and trigger
   config.target = 0  # the class that the trigger is to bring about
+  config.plan = "random"  # who of the pool carries the trigger, one of `backdoors.plans`
   config.clean_teacher_seeds = -1  # how many seeds also run the clean-teacher control (-1: all)
   config.all_labels_control = True  # the trigger's natural rate on a student taught all labels
   config.data = ConfigDict(
@@ -43,7 +46,7 @@ def default() -> Config:
       "train": 0.0,  # of what is left: a fraction or a count; 0: all
     }
   )
-  config.teacher = section("wideresnet-16-2", epochs=10, poison=0.1)
+  config.teacher = section("wideresnet-16-2", epochs=10, poison=0.1, plan="random")
   config.student = section("wideresnet-10-1", epochs=10)
   config.labelled = section("", epochs=100)  # whatever trains on the labelled part alone
   del config.labelled.network
@@ -55,6 +58,7 @@ def default() -> Config:
   config.eval_batch = 256
   config.teachers_dir = ""  # where teachers are shared between runs; "": <workdir>/../teachers
   config.method = ConfigDict({name: recipes.fields(name) for name in recipes.names()})
+  config.method.rkd = ConfigDict(RKD)
   config.trigger = ConfigDict({name: trigger_fields(name) for name in lookup.names("backdoors")})
   return config
 

@@ -49,7 +49,8 @@ def run(
     for story in stories:
       story.run()
       cells += story.cells()
-    results.write(directory / "results.json", manifest.make(runner, name), cells)
+    made = manifest.make(runner, name) | {"selection": [s for t in stories for s in t.selected()]}
+    results.write(directory / "results.json", made, cells)
     path = report.write(directory)
   say.say(f"Report: {path}")
   return path

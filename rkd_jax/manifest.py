@@ -35,7 +35,7 @@ def make(runner: Runner, name: str) -> dict[str, Any]:
     "teachers": [
       {"seed": f.phase.seed, "sha256": f.record["sha256"], "kind": kind(f.phase)}
       for f in done
-      if f.phase.shared
+      if f.phase.shared and f.phase.name == "teacher"
     ],
     "phases": [described(runner, f) for f in done],
   }

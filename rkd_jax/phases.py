@@ -105,6 +105,7 @@ def common_code() -> str:
   root = pathlib.Path(rkd_jax.__file__).parent
   files = [*root.glob("training/*.py"), *root.glob("data/*.py")]
   files += [root / f for f in ("losses.py", "repeat.py", "implicit.py", "methods/views.py")]
-  files += [root / "models" / f for f in ("network.py", "norm.py")]
+  files += [root / "backdoors" / f for f in ("base.py", "learned.py", "plans.py", "poison.py")]
+  files += [root / "models" / f for f in ("connector.py", "network.py", "norm.py")]
   text = "".join(file.read_text() for file in sorted(files))
   return hashlib.sha256(text.encode()).hexdigest()[:8]

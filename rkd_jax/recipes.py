@@ -9,121 +9,17 @@ say), whatever wraps it.
 
 import dataclasses
 import inspect
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from rkd_jax import lookup
-from rkd_jax.data.sources import Dataset
 from rkd_jax.errors import UserError, nearest
-from rkd_jax.methods.base import Method, Plugin
-from rkd_jax.networks import Networks
-from rkd_jax.phases import Config, Delivery, Phase, source_of
+from rkd_jax.methods.base import Plugin
+from rkd_jax.phases import Config, Delivery, Phase
+from rkd_jax.setup import Setup, Spec, make_method
 
-Spec = dict[str, Any]  # {"name": ..., field: value, "base": Spec}
 Phases = dict[str, Phase]
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-  """One seed's story: makes phases of it.
-
-  Attributes:
-    config: the run's.
-    dataset: what it is about.
-    seed: whose teacher, plans, orders and students these are.
-    clean_teacher: the control: a teacher trained without poison, all else the same.
-  """
-
-  config: Config
-  dataset: Dataset
-  seed: int
-  clean_teacher: bool = False
-
-  def phase(
-    self,
-    name: str,
-    method: Method,
-    part: str,
-    section: str,
-    given: Mapping[str, Delivery] | None = None,
-    shared: bool = False,
-    train: Mapping[str, Any] | None = None,
-    networks: Mapping[str, str] | None = None,
-  ) -> Phase:
-    """A phase trained as the config's `section` says.
-
-    Args:
-      shared: whether other runs may want it too.
-      train: what differs from the section.
-      networks: {role: architecture} that differ: whoever trains a teacher trains it as "student".
-    """
-    config = self.config
-    names = {r: config[r].network for r in ("teacher", "student")} | config.networks.to_dict()
-    found = Networks(config, self.dataset, {**names, **(networks or {})})
-    method.roles(found)
-    settings = {
-      "data": self.dataset.fingerprint,
-      "train": {**config[section].to_dict(), **(train or {}), "network": None, "poison": None},
-      "networks": found.asked,
-      "models": {role: source_of(type(found[role].module)) for role in found.asked},
-      "precision": [config.dtype, config.bn_group],
-      "labels": config.labels if part in ("pool", "labelled") else None,
-      "poison": self.poison(part),
-    }
-    deliveries = tuple(sorted((given or {}).items()))
-    text = json.dumps(settings, sort_keys=True)
-    return Phase(name, method, part, deliveries, self.seed, text, shared)
-
-  def poison(self, part: str) -> dict[str, Any] | None:
-    """The trigger that is in a part of the data, and how much of it."""
-    config = self.config
-    rate = {"poisoned": config.teacher.poison, "pool": config.contamination}.get(part, 0)
-    if not rate:
-      return None
-    fields = config.trigger.get(config.backdoor, ConfigDict()).to_dict()
-    source = None if self.learned else source_of(lookup.load("backdoors", config.backdoor))
-    made_by = self.poisoned_teacher().key if self.learned else None
-    named = {"name": config.backdoor, "source": source, "target": config.target}
-    return {**named, "rate": rate, "fields": fields, "made_by": made_by}
-
-  @property
-  def learned(self) -> bool:
-    """Whether the backdoor's trigger is trained with its teacher (a method that delivers both)."""
-    return not lookup.defines("backdoors", self.config.backdoor)
-
-  def poisoned_teacher(self) -> Phase:
-    name, own = self.config.backdoor, {"student": self.config.teacher.network}
-    if not self.learned:
-      method = make_method({"name": "supervised"})
-      return self.phase("teacher", method, "poisoned", "teacher", shared=True, networks=own)
-    fields = self.config.method.get(name, ConfigDict()).to_dict()
-    attack = make_method({"name": name, "target": self.config.target} | fields)
-    if "trigger" not in attack.delivers:
-      raise UserError(f"{name!r} is no backdoor. {nearest(name, [*lookup.names('backdoors')])}")
-    return self.phase("teacher", attack, "clean", "teacher", shared=True)
-
-  def teacher_phase(self) -> Phase:
-    if not self.clean_teacher:
-      return self.poisoned_teacher()
-    method, own = make_method({"name": "supervised"}), {"student": self.config.teacher.network}
-    return self.phase("teacher", method, "clean", "teacher", shared=True, networks=own)
-
-  @property
-  def teacher(self) -> Delivery:
-    phase = self.teacher_phase()
-    return phase["teacher" if "teacher" in phase.method.delivers else "student"]
-
-  def alone(self, part: str = "labelled") -> Phase:
-    """A student that never meets a teacher: the baseline, and the first witness."""
-    section = "labelled" if part == "labelled" else "student"
-    return self.phase(f"alone-{part}", make_method({"name": "supervised"}), part, section)
-
-  def student(self, name: str, method: Method, given: Mapping[str, Delivery]) -> Phase:
-    """A student of the teacher, on the data that its method wants."""
-    return self.phase(name, method, method.part, "student", {"teacher": self.teacher, **given})
+FINETUNE = {"steps": 0, "batch_size": 64, "optimizer": {"learning_rate": 0.01}}
 
 
 def none(setup: Setup) -> Phases:
@@ -148,15 +44,78 @@ def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
   return phases
 
 
+# Repairs: the teacher first, then any method from the repaired one.
+
+
+def finetuned(setup: Setup, name: str, epochs: int, **supervised: Any) -> Phase:
+  """The teacher trained on with the defender's labels."""
+  method, train = make_method({"name": "supervised", **supervised}), {**FINETUNE, "epochs": epochs}
+  given, own = {"student": setup.teacher}, {"student": setup.config.teacher.network}
+  return setup.phase(name, method, "labelled", "labelled", given, train=train, networks=own)
+
+
+def then(setup: Setup, repairs: Phases, base: Spec) -> Phases:
+  """A method's phases, taught by the last of the repaired teachers."""
+  *_, last = repairs.values()
+  return {**repairs, **phases(dataclasses.replace(setup, repaired=last["student"]), base)}
+
+
+def finetune(setup: Setup, *, base: Any = "kd", epochs: int = 100) -> Phases:
+  """Plain fine-tuning of the teacher on the labels (BackdoorBench: SGD .01, cosine, 100 epochs)."""
+  return then(setup, {"repaired": finetuned(setup, "repaired", epochs)}, base)
+
+
+def ft_sam(setup: Setup, *, base: Any = "kd", epochs: int = 100, radius: float = 2.0) -> Phases:
+  """Fine-tuning with adaptive SAM (Zhu et al. 2023, FT-SAM): radius 2, label smoothing .1."""
+  sam = {"sam": radius, "sam_adaptive": True, "smoothing": 0.1}
+  return then(setup, {"repaired": finetuned(setup, "repaired", epochs, **sam)}, base)
+
+
+def nad(setup: Setup, *, base: Any = "kd", epochs: int = 10, **fields: Any) -> Phases:
+  """Neural attention distillation (Li et al. 2021): a fine-tuned copy teaches the teacher."""
+  tutor = finetuned(setup, "tutor", epochs)
+  method, train = make_method({"name": "nad", **fields}), {**FINETUNE, "epochs": epochs}
+  own = {"student": setup.config.teacher.network}
+  given = {"teacher": tutor["student"], "student": setup.teacher}
+  repaired = setup.phase("repaired", method, "labelled", "labelled", given, False, train, own)
+  return then(setup, {"tutor": tutor, "repaired": repaired}, base)
+
+
+def bcu(setup: Setup, *, base: Any = "kd", **fields: Any) -> Phases:
+  """Backdoor cleansing with unlabeled data (Pang et al. 2023): a partly redrawn copy of the teacher
+  is distilled from it on the pool."""
+  method, own = make_method({"name": "bcu", **fields}), {"student": setup.config.teacher.network}
+  given, train = {"teacher": setup.teacher}, {"optimizer": {"learning_rate": 0.01}}
+  repaired = setup.phase("repaired", method, "pool", "student", given, train=train, networks=own)
+  return then(setup, {"repaired": repaired}, base)
+
+
+def detoxified(setup: Setup, spec: Spec) -> tuple[Phases, dict[str, Delivery]]:
+  """What turns the teacher's features into what robustkd's students are taught."""
+  method, given = make_method(spec["detox"]), {"teacher": setup.teacher}
+  phases = {}
+  if method.inverted:  # type: ignore[attr-defined]
+    search = make_method({"name": "inversion"})
+    steps = {"steps": search.steps, "batch_size": search.batch_size}  # type: ignore[attr-defined]
+    suspects = setup.phase("inversion", search, "labelled", "labelled", given, train=steps)
+    phases, given = {"inversion": suspects}, {**given, "suspect": suspects["suspect"]}
+  steps = {"steps": method.steps}  # type: ignore[attr-defined]
+  phases["detox"] = setup.phase("detox", method, "labelled", "labelled", given, train=steps)
+  return phases, {"mask": phases["detox"]["mask"]}
+
+
+REPAIRS = {"finetune": finetune, "ft_sam": ft_sam, "nad": nad, "bcu": bcu}
+RECIPES: dict[str, Callable[..., Phases]] = {"none": none, "agreement": agreement, **REPAIRS}
+# name -> (setup, fields) -> (phases, {role: Delivery} for whoever uses the method)
+GROUNDWORK: dict[str, Callable[[Setup, Spec], tuple[Phases, dict[str, Delivery]]]] = {
+  "robustkd": detoxified
+}
+
+
 def single(setup: Setup, spec: Spec) -> Phases:
   """What most methods are: their groundwork, and one phase."""
   phases, given = groundwork(setup, spec)
   return {**phases, "student": setup.student("student", make_method(spec), given)}
-
-
-RECIPES: dict[str, Callable[..., Phases]] = {"none": none, "agreement": agreement}
-# name -> (setup, fields) -> (phases, {role: Delivery} for whoever uses the method)
-GROUNDWORK: dict[str, Callable[[Setup, Spec], tuple[Phases, dict[str, Delivery]]]] = {}
 
 
 def groundwork(setup: Setup, spec: Spec) -> tuple[Phases, dict[str, Delivery]]:
@@ -169,7 +128,7 @@ def groundwork(setup: Setup, spec: Spec) -> tuple[Phases, dict[str, Delivery]]:
 
 
 def phases(setup: Setup, spec: Spec) -> Phases:
-  """The phases of a method's spec."""
+  """The phases of a method's resolved spec."""
   if spec["name"] not in RECIPES:
     return single(setup, spec)
   rest = {field: value for field, value in spec.items() if field != "name"}
@@ -192,12 +151,12 @@ def is_plugin(name: str) -> bool:
   return known and issubclass(lookup.load("methods", name), Plugin)
 
 
-def make_method(spec: Mapping[str, Any]) -> Method:
-  """{"name": ..., field: value, "base": {...}} -> the Method, its base made likewise."""
-  fields = {field: value for field, value in spec.items() if field != "name"}
-  if "base" in fields or is_plugin(spec["name"]):
-    fields["base"] = make_method(fields.get("base") or {"name": "kd"})
-  return lookup.build("methods", spec["name"], fields)
+def nested(name: str) -> dict[str, str]:
+  """{field: default} of the fields that hold a method in turn."""
+  if name in REPAIRS:
+    return {"base": "kd"}
+  own = "." in name or name in lookup.names("methods")
+  return dict(lookup.load("methods", name).nested) if own else {}
 
 
 def fields(name: str) -> dict[str, Any]:
@@ -208,9 +167,9 @@ def fields(name: str) -> dict[str, Any]:
     found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
   if name in lookup.names("methods"):
     own = [f for f in dataclasses.fields(lookup.load("methods", name)) if f.init]
+    own = [f for f in own if f.name != "target"]  # an attack's is `config.target`
     found |= {f.name: f.default for f in own if f.default is not dataclasses.MISSING}
-    found |= {"base": "kd"} if is_plugin(name) else {}
-  return found
+  return found | nested(name)
 
 
 def specs(config: Config) -> dict[str, Spec]:
@@ -227,16 +186,20 @@ def given(config: Config, label: str) -> Spec:
 
 
 def resolved(config: Config, spec: Spec, above: tuple[str, ...] = ()) -> Spec:
-  """The spec with a base that is named replaced by that method's own fields in the config."""
+  """The spec with methods that are only named replaced by their own fields in the config."""
   name = spec["name"]
   if name not in names() and "." not in name:
     raise UserError(f"No method is called {name!r}. {nearest(name, names())}")
   if name in above:
     raise UserError(f"The method {name!r} wraps itself: {' around '.join((*above, name))}.")
-  base = spec.get("base") or ("kd" if is_plugin(name) else None)
-  if isinstance(base, str):
-    base = {"name": base} | given(config, base)
-  return spec | ({"base": resolved(config, base, (*above, name))} if base else {})
+  if "." in name or name in lookup.names("methods"):
+    spec = lookup.load("methods", name).complete(spec)
+  for field, default in nested(name).items():
+    inner = spec.get(field) or default
+    if isinstance(inner, str):
+      inner = {"name": inner} | given(config, inner)
+    spec = spec | {field: resolved(config, inner, (*above, name))}
+  return spec
 
 
 def innermost(spec: Spec) -> Spec | None:

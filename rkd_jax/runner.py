@@ -30,10 +30,10 @@ from rkd_jax.methods.base import Example, Role
 from rkd_jax.models.network import Network
 from rkd_jax.networks import Networks
 from rkd_jax.phases import Config, Delivery, Phase
-from rkd_jax.recipes import Setup
 from rkd_jax.reporting.files import read_json, write_json
 from rkd_jax.reporting.progress import Reporter
 from rkd_jax.reporting.writer import MetricsWriter, read_lines
+from rkd_jax.setup import Setup
 from rkd_jax.training import checkpoint, loop, sharding, start
 from rkd_jax.training.optimizer import Optimizer
 from rkd_jax.training.state import Program, make_program
@@ -88,7 +88,8 @@ class Runner:
     self.say, self.stop = say, stop
     self.mesh = sharding.make_mesh(config.devices)
     self.teachers = pathlib.Path(config.teachers_dir or directory.parent / "teachers")
-    self.holdout = Questions(self.mesh, dataset.holdout.images[:CURVE], config.eval_batch)
+    self.curve = Questions(self.mesh, dataset.holdout.images[:CURVE], config.eval_batch)
+    self.holdout = Questions(self.mesh, dataset.holdout.images, config.eval_batch)
     self._done: dict[str, Finished] = {}
     self._parts: dict[int, Parts] = {}
 
@@ -99,15 +100,25 @@ class Runner:
     if seed not in self._parts:
       config = self.config
       rates = config.labels, config.teacher.poison, config.contamination
-      self._parts[seed] = Parts(self.dataset, seed, *rates, self._planner())
+      plans = config.teacher.plan, config.plan
+      score = functools.partial(self._score, seed) if config.plan == "boundary" else None
+      self._parts[seed] = Parts(self.dataset, seed, *rates, self._planner(), *plans, score)
     return self._parts[seed]
+
+  def _score(self, seed: int) -> np.ndarray:
+    """float[N]: how likely the attacker's witnesses find the target in each triggered image."""
+    images, batch = self.dataset.train.images, self.config.eval_batch
+    triggered = Questions(self.mesh, images, batch, self.backdoor(seed))
+    witnesses = [self.finish(p) for p in Setup(self.config, self.dataset, seed).attackers()]
+    said = [triggered.probabilities(w.program, w.trees, w.memory) for w in witnesses]
+    return np.mean(said, axis=0)[:, self.config.target]
 
   def backdoor(self, seed: int) -> Backdoor:
     """The trigger of this seed, delivered by its teacher's phase if it is learned."""
     setup = Setup(self.config, self.dataset, seed)
-    if not setup.learned:
+    if setup.trigger is None:
       return self._planner()
-    found = self.deliver(setup.poisoned_teacher()["trigger"])
+    found = self.deliver(setup.trigger)
     return sharding.replicate(self.mesh, learned.Backdoor(target=self.config.target, **found))
 
   def _planner(self) -> Backdoor:
@@ -127,7 +138,7 @@ class Runner:
     if phase.part == "nothing":
       batch = train["batch_size"]
     else:
-      batch = min(train["batch_size"], len(self.parts(phase.seed).rows(phase.part)))
+      batch = min(train["batch_size"], self.parts(phase.seed).count(phase.part))
     for role in names:
       traced(networks[role], batch, Augment(**train["augment"]))
 
@@ -138,8 +149,9 @@ class Runner:
       for _, delivery in phase.given:
         self.finish(delivery.phase)
       setup = Setup(self.config, self.dataset, phase.seed)
-      if setup.learned and phase.part == "pool" and self.config.contamination:
-        self.finish(setup.poisoned_teacher())
+      if setup.poison(phase.part):  # what is in its data must be there first
+        for needed in [*setup.attackers(), *([setup.trigger.phase] if setup.trigger else [])]:
+          self.finish(needed)
       directory = self.directory(phase)
       with workdir.making(directory, self.say.say, self.stop.check):
         self._done[phase.key] = self._load(phase, directory) or self._train(phase, directory)
@@ -239,7 +251,7 @@ class Runner:
     labels = self.dataset.holdout.labels[:CURVE]
 
     def evaluate(state: Any) -> dict[str, float]:
-      answers = self.holdout.ask(program, frozen | state.roles, state.memory)
+      answers = self.curve.ask(program, frozen | state.roles, state.memory)
       return {"holdout_acc": float(np.mean(answers == labels))}
 
     return evaluate
@@ -280,9 +292,12 @@ def described(phase: Phase) -> str:
 
 
 def kind(teacher: Phase) -> str:
-  """Whether a teacher is the attacker's ("poisoned") or the control's ("clean")."""
-  attacked = "trigger" in teacher.method.delivers or teacher.part == "poisoned"
-  return "poisoned" if attacked else "clean"
+  """Whether a teacher, or what it was repaired from, is the attacker's or the control's."""
+  if "trigger" in teacher.method.delivers or teacher.part == "poisoned":
+    return "poisoned"
+  given = dict(teacher.given)
+  before = given.get("student") or given.get("teacher")
+  return kind(before.phase) if before else "clean"
 
 
 def log_every(rounds: int, epoch: int) -> int:

@@ -7,13 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from rkd_jax import recipes
+from rkd_jax import recipes, selection
 from rkd_jax.evaluation import protocol
 from rkd_jax.evaluation.predictions import Questions
 from rkd_jax.evaluation.protocol import Answers, Student, Truth
 from rkd_jax.reporting import results
 from rkd_jax.reporting.files import atomic_write
 from rkd_jax.runner import Finished, Runner
+from rkd_jax.setup import Setup
 
 SHOWN = 8  # test images in the report
 VARIANTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -26,7 +27,8 @@ class Story:
     students: {(method's label, of a clean teacher): {network: Finished}}.
     teachers: {"poisoned" | "clean": Finished}.
     alone: {labelled fraction: Finished}, students that never met a teacher: the trigger's natural
-      rate, on the labelled part and on all labels.
+      rate, on the labelled part, on all labels, and on what selects where something does.
+    choices: {(method's label, of a clean teacher): the strengths that were chosen for it}.
   """
 
   def __init__(self, runner: Runner, seed: int):
@@ -38,6 +40,7 @@ class Story:
     self.students: dict[tuple[str, str], dict[str, Finished]] = {}
     self.teachers: dict[str, Finished] = {}
     self.alone: dict[float, Finished] = {}
+    self.choices: dict[tuple[str, str], list[selection.Choice]] = {}
 
   def run(self) -> None:
     """Makes every phase that is not there yet, controls last."""
@@ -45,26 +48,60 @@ class Story:
     for kind in self.kinds:
       setup = self.setup(kind)
       for label, spec in self.specs.items():
-        phases = recipes.phases(setup, spec)
-        self.students[label, kind] = {name: finish(phase) for name, phase in phases.items()}
-      self.teachers[kind] = finish(setup.teacher_phase())
+        self.students[label, kind] = self.chosen(setup, label, spec)
+      self.teachers[kind] = finish(setup.teacher.phase)
     setup = self.setup()
     if labels:
       self.alone[labels] = finish(setup.alone())
+    if any(self.choices.values()) and labels < 1:
+      self.alone[self.with_holdout()] = finish(setup.alone("labelled+holdout"))
     if self.config.all_labels_control and labels < 1:
       self.alone[1.0] = finish(setup.alone("clean"))
+
+  def chosen(self, setup: Setup, label: str, spec: recipes.Spec) -> dict[str, Finished]:
+    """A method's networks, its strengths chosen on the clean hold-out where they are open."""
+    truth = self.runner.dataset.holdout.labels
+
+    def networks(spec: recipes.Spec) -> dict[str, Finished]:
+      phases = recipes.phases(setup, spec)
+      return {name: self.runner.finish(phase) for name, phase in phases.items()}
+
+    def right(spec: recipes.Spec) -> np.ndarray:
+      return networks(spec)["student"].answer(self.runner.holdout) == truth
+
+    spec, choices = selection.choose(spec, right)
+    self.choices[label, "clean" if setup.clean_teacher else "poisoned"] = choices
+    return networks(spec)
+
+  def selected(self) -> list[dict[str, Any]]:
+    """How each strength was chosen, for the manifest."""
+    held = len(self.runner.dataset.holdout)
+    return [
+      {"seed": self.seed, "method": label, "teacher": kind, "strength": choice.path}
+      | {"chosen": choice.chosen, "holdout": held}
+      | {"accuracy": {f"{value:g}": acc for value, acc in choice.accuracies().items()}}
+      for (label, kind), choices in self.choices.items()
+      for choice in choices
+    ]
+
+  def with_holdout(self) -> float:
+    """All labels that the defender has, the hold-out's too, over the training images."""
+    labelled, held = len(self.runner.parts(self.seed).labelled), len(self.runner.dataset.holdout)
+    return (labelled + held) / len(self.runner.dataset.train)
 
   def check(self) -> None:
     """Raises a `UserError` for whatever can be known to be wrong before any training."""
     self.runner.parts(self.seed)
-    for spec in self.specs.values():
-      for phase in recipes.phases(self.setup(), spec).values():
+    for label, spec in self.specs.items():
+      selection.check(label, spec, len(self.runner.dataset.holdout))
+      largest = {path: grid[-1] for path, grid in selection.strengths(spec).items()}
+      for phase in recipes.phases(self.setup(), selection.with_values(spec, largest)).values():
         self.runner.check(phase)
-    self.runner.check(self.setup().teacher_phase())
+    self.runner.check(self.setup().teacher.phase)
 
-  def setup(self, kind: str = "poisoned") -> recipes.Setup:
+  def setup(self, kind: str = "poisoned") -> Setup:
     dataset, clean = self.runner.dataset, kind == "clean"
-    return recipes.Setup(self.config, dataset, self.seed, clean_teacher=clean)
+    return Setup(self.config, dataset, self.seed, clean_teacher=clean)
 
   def cells(self) -> list[results.Cell]:
     """All cells of the seed, after `run`; leaves the predictions they are computed from on disk."""
@@ -72,10 +109,10 @@ class Story:
     teachers = {kind: asked(f"teacher/{kind}", teacher) for kind, teacher in self.teachers.items()}
     alone = {labels: asked(f"none/{labels:g}", network) for labels, network in self.alone.items()}
     students = {label: self.student(label, asked) for label in self.specs}
-    if 1.0 in alone and self.config.labels < 1:
+    for labels in set(alone) - {self.config.labels}:
       fields = dict.fromkeys(("base", "threat", "contamination"))
-      everything = {"method": "none", "labels": 1.0, **fields}
-      students["none, all labels"] = Student(everything, {"student": alone[1.0]})
+      more = {"method": "none", "labels": labels, **fields}
+      students[f"none/{labels:g}"] = Student(more, {"student": alone[labels]})
     common = {
       "dataset": self.runner.dataset.name,
       "backdoor": self.config.backdoor,
@@ -84,7 +121,7 @@ class Story:
       "variant": VARIANTS[self.config.dtype],
     }
     pool = self.pool()
-    asked.save(pool, {label: student.kept for label, student in students.items()})
+    asked.save(pool, {label: student.kept for label, student in students.items()}, self.choices)
     natural = alone.get(self.config.labels, alone.get(1.0))
     return protocol.seed_cells(asked.truth, common, teachers, students, natural, pool)
 
@@ -124,9 +161,11 @@ class Story:
     return Student(fields, answers["poisoned"], taught, control, undefended, kept)
 
   def undefended(self, spec: recipes.Spec) -> str | None:
-    """The label of the method that a plug-in wraps, as it wraps it; for the others, of kd."""
+    """The label of the plain method that this one wraps, or of its namesake; for others, of kd."""
     if inner := recipes.innermost(spec):
-      return next((label for label, other in self.specs.items() if other == inner), None)
+      same = [label for label, other in self.specs.items() if other == inner]
+      alike = [label for label, other in self.specs.items() if other["name"] == inner["name"]]
+      return next(iter([*same, *alike]), None)
     if spec["name"] == "kd":
       return None
     return next((label for label, other in self.specs.items() if other["name"] == "kd"), None)
@@ -149,13 +188,20 @@ class Interview:
       self.answers[name] = Answers(network.answer(self.clean), network.answer(self.triggered))
     return self.answers[name]
 
-  def save(self, pool: tuple[np.ndarray, np.ndarray], kept: dict[str, Any]) -> None:
-    """predictions/seed<k>.npz: all that this seed's cells are computed from; examples.npz."""
+  def save(
+    self, pool: tuple[np.ndarray, np.ndarray], kept: dict[str, Any], choices: dict[Any, Any]
+  ) -> None:
+    """predictions/seed<k>.npz: all that this seed's cells are computed from, and what chose its
+    strengths; examples.npz."""
     arrays = {"labels": self.truth.labels, "goals": self.truth.goals}
     for name, answers in self.answers.items():
       arrays |= {f"{name}:clean": answers.clean, f"{name}:triggered": answers.triggered}
     for label, networks in kept.items():
       arrays |= {f"{label}/{network}:kept": keep for network, keep in networks.items()}
+    for (label, kind), made in choices.items():
+      for choice in made:
+        at = f"{label}/{kind}/{choice.path}"
+        arrays |= {f"{at}={value:g}:holdout": hits for value, hits in choice.hits.items()}
     arrays["pool:triggered"], arrays["pool:victims"] = pool
     save_arrays(self.runner.workdir / "predictions" / f"seed{self.seed}.npz", arrays)
     if self.seed == self.runner.config.seeds[0]:

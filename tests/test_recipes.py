@@ -12,6 +12,7 @@ from rkd_jax import recipes
 from rkd_jax.data.sources import Dataset, Split
 from rkd_jax.errors import UserError
 from rkd_jax.methods import agreement, consistency, kd
+from rkd_jax.setup import Setup, make_method
 
 
 def dataset(fingerprint="f"):
@@ -31,7 +32,7 @@ def setup(seed=0, clean=False, fingerprint="f", **changes):
         target = target[part]
       target[name] = value
   configs.normalise(config)
-  return recipes.Setup(config, dataset(fingerprint), seed, clean)
+  return Setup(config, dataset(fingerprint), seed, clean)
 
 
 def phases(label="agreement", **changes):
@@ -95,8 +96,8 @@ def test_plugins_around_plugins():
 
 def test_a_method_given_whole():
   spec = {"name": "consistency", "weight": 2.0, "base": {"name": "kd", "alpha": 0.2}}
-  assert recipes.make_method(spec) == consistency.Method(weight=2.0, base=kd.Method(alpha=0.2))
-  assert recipes.make_method({"name": "consistency"}).base == kd.Method()
+  assert make_method(spec) == consistency.Method(weight=2.0, base=kd.Method(alpha=0.2))
+  assert make_method({"name": "consistency"}).base == kd.Method()
 
 
 def test_groundwork_goes_first_whatever_wraps_it(monkeypatch):

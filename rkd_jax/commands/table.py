@@ -1,7 +1,9 @@
-"""A run's comparison as Markdown: python -m rkd_jax.commands.table RUN_DIR [--into FILE]
+"""Runs as Markdown tables: python -m rkd_jax.commands.table RUN_DIR... [--into FILE --name NAME]
 
-Prints the table, or writes it into FILE between `<!-- table:NAME -->` and `<!-- /table -->`. Every
-number comes from RUN_DIR/results.json, so no table in the documentation is typed by hand.
+One run gives a table of its networks with every seed. Several give one table: a row for each
+method, a column for each run, named after its directory. Prints the table, or writes it into FILE
+between `<!-- table:NAME -->` and `<!-- /table -->`. Every number comes from a results.json, so no
+table in the documentation is typed by hand.
 """
 
 import argparse
@@ -41,6 +43,40 @@ def markdown(manifest: Mapping[str, Any], cells: Sequence[Cell]) -> str:
     text = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
     parts.append(f"{text}\n\n{caption(manifest, setting)}")
   return "\n\n".join(parts)
+
+
+def grid(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Cell]]]) -> str:
+  """One table of several runs: a row for each network, a column for each run.
+
+  An entry is mean ACC / mean ASR (worst ASR) over the run's seeds, in per cent.
+
+  Args:
+    runs: {column: (manifest, cells)}.
+  """
+  columns = {}
+  for name, (manifest, cells) in runs.items():
+    found = [row for row in table.rows(table.plain(cells), methods(manifest)) if row.cells]
+    columns[name] = {(row.method or "teacher", row.cells[0].labels): row for row in found}
+  keys = list(dict.fromkeys(key for rows in columns.values() for key in rows))
+  head = ["Network", *columns]
+  lines = [head, ["---"] * len(head)]
+  for method, labels in keys:
+    several = len({other for name, other in keys if name == method}) > 1
+    label = f"{method} ({percent(labels)} labels)" if several else method
+    lines.append([label, *(brief(rows.get((method, labels))) for rows in columns.values())])
+  text = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
+  seeds = sorted({seed for manifest, _ in runs.values() for seed in manifest.get("seeds") or ()})
+  said = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+  return f"{text}\n\nMean ACC / mean ASR (worst ASR), in per cent; {said}."
+
+
+def brief(row: table.Row | None) -> str:
+  """A network's entry in one column."""
+  acc, asr = (row.over(metric) if row else None for metric in ("acc", "asr"))
+  if acc is None or asr is None or acc["mean"] is None or asr["mean"] is None:
+    return NOT_MEASURED
+  worst = f" ({100 * asr['worst']:.1f})" if len(asr["points"]) > 1 else ""
+  return f"{100 * acc['mean']:.1f} / {100 * asr['mean']:.1f}{worst}"
 
 
 def methods(manifest: Mapping[str, Any]) -> list[str]:
@@ -110,12 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Parses, prints or writes, and turns a `UserError` into a message and status 2."""
   parser = argparse.ArgumentParser(prog="python -m rkd_jax.commands.table", description=__doc__)
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
-  parser.add_argument("run", type=pathlib.Path, help="the workdir of a run that is done")
+  parser.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs of runs that are done")
   parser.add_argument("--into", type=pathlib.Path, help="a Markdown file with the markers")
   parser.add_argument("--name", default="quickstart", help="of the markers (%(default)s)")
   options = parser.parse_args(argv)
   try:
-    text = markdown(*results.read(options.run / "results.json"))
+    read = {run.name: results.read(run / "results.json") for run in options.runs}
+    text = grid(read) if len(read) > 1 else markdown(*next(iter(read.values())))
     if options.into:
       insert(options.into, options.name, text)
     else:

@@ -2,7 +2,8 @@
 
 A source `f(argument, data_dir) -> (train, test or None, class names)` reads everything into memory
 as uint8. To add one, write the function and name it in `SOURCES`; splitting, statistics and the
-fingerprint are done here for all. A data set is written "digits" or "tfds:cifar10".
+fingerprint are done here for all. A data set is written "digits", "tfds:cifar10" or
+"folder:data/signs".
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import hashlib
 
 import numpy as np
 
-from rkd_jax.data import seeds, splits
+from rkd_jax.data import folder, seeds, splits
 from rkd_jax.errors import UserError
 
 # Published mean and standard deviation per channel: what other people's networks were trained with.
@@ -45,7 +46,8 @@ class Dataset:
     test: what is reported, and chooses nothing.
     class_names: K names, by label.
     mean, std: per channel, of the training pixels in [0, 1] (published constants where there are).
-    fingerprint: sha256 in hex over names, shapes and bytes of everything above.
+    fingerprint: sha256 in hex over names, shapes and bytes of everything above; a folder's path is
+      not part of it.
   """
 
   name: str
@@ -79,8 +81,10 @@ def load(
   """Reads a data set and cuts it into train, hold-out and test.
 
   Args:
-    name: "digits", or "tfds:" and a name as TFDS writes it ("tfds:cifar10", "tfds:cifar10:3.0.2").
-    data_dir: where prepared data lies; None: where TFDS puts it by default.
+    name: "digits", "tfds:" and a name as TFDS writes it ("tfds:cifar10", "tfds:cifar10:3.0.2"), or
+      "folder:" and the path of a folder of images.
+    data_dir: where prepared data lies, and relative paths start; None: where TFDS puts it by
+      default, and where the program runs.
     split_seed: draws the hold-out (and the test part, where the data set has none of its own).
     holdout: how much of the training part is held out, class-balanced: below 1 a fraction, from 1
       on a count.
@@ -115,7 +119,8 @@ def load(
     class_names=class_names,
     mean=mean,
     std=std,
-    fingerprint=_fingerprint(name, parts, class_names),
+    # A folder may be moved: its images and classes say what it is.
+    fingerprint=_fingerprint(kind if kind == "folder" else name, parts, class_names),
   )
 
 
@@ -190,6 +195,17 @@ def tfds_source(argument: str, data_dir: str | None) -> tuple[Split, Split | Non
   return Split(*tfds.read(builder, "train")), official, tfds.class_names(builder)
 
 
+def folder_source(
+  argument: str, data_dir: str | None
+) -> tuple[Split, Split | None, tuple[str, ...]]:
+  """A folder of PNG, JPEG, WebP or BMP files of one size, one sub-folder per class.
+
+  Its test part is "test", else "val", "validation" or "valid"; `<class>/<file>` alone has none.
+  """
+  train, test, class_names = folder.read(argument, data_dir)
+  return Split(*train), Split(*test) if test else None, class_names
+
+
 def _unknown(name: str) -> UserError:
   from rkd_jax.data import tfds
 
@@ -199,9 +215,9 @@ def _unknown(name: str) -> UserError:
   ]
   hint = f"Did you mean {close[0]!r}? " if close else ""
   return UserError(
-    f"No data set is called {name!r}. {hint}Write 'digits', or 'tfds:' and the name of a TFDS "
-    "image data set, such as 'tfds:cifar10'."
+    f"No data set is called {name!r}. {hint}Write 'digits', 'tfds:' and the name of a TFDS "
+    "image data set, such as 'tfds:cifar10', or 'folder:' and the path of a folder of images."
   )
 
 
-SOURCES = {"digits": digits, "tfds": tfds_source}
+SOURCES = {"digits": digits, "tfds": tfds_source, "folder": folder_source}

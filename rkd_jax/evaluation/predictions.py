@@ -15,11 +15,14 @@ from rkd_jax.training.state import Program
 Tree = Any
 
 
-@functools.partial(jax.jit, static_argnames="program")
-def _answer(program: Program, trees: Tree, memory: Tree, images: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("program", "soft"))
+def _answer(
+  program: Program, trees: Tree, memory: Tree, images: jax.Array, soft: bool = False
+) -> jax.Array:
   variables = program.method.materialize(program.bind(trees))
   logits = program.method.predict(variables, memory, sharding.split(program.mesh, images))
-  return sharding.keep_whole(program.mesh, logits.argmax(-1).astype(jnp.int32))
+  said = jax.nn.softmax(logits) if soft else logits.argmax(-1).astype(jnp.int32)
+  return sharding.keep_whole(program.mesh, said)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -64,6 +67,13 @@ class Questions:
       trees: {role: variables} of all its roles.
       memory: its method's state.
     """
+    return self._ask(program, trees, memory, soft=False)
+
+  def probabilities(self, program: Program, trees: Tree, memory: Tree) -> np.ndarray:
+    """float32[N, K]: the softmax of its logits."""
+    return self._ask(program, trees, memory, soft=True)
+
+  def _ask(self, program: Program, trees: Tree, memory: Tree, soft: bool) -> np.ndarray:
     program = program.for_prediction()
-    answers = [_answer(program, trees, memory, images) for images in self.batches()]
+    answers = [_answer(program, trees, memory, images, soft) for images in self.batches()]
     return np.concatenate(jax.device_get(answers))[: len(self.images)]

@@ -8,8 +8,12 @@ delivers both (`adba`).
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
+
+from rkd_jax.backdoors.learned import Backdoor
 from rkd_jax.errors import check_range
 from rkd_jax.methods import base, supervised
 
@@ -18,17 +22,20 @@ from rkd_jax.methods import base, supervised
 class Attack(base.Method):
   """Finds a trigger: delivers "trigger", the arrays of a `backdoors.learned.Backdoor`.
 
-  Whatever else it delivers is given to the roles of `plant()`'s method of that name.
+  Whatever else it delivers is given to the roles of `plant()`'s method of that name. A subclass
+  writes `draw`, `trigger` and `loss`.
 
   Attributes:
     target: the class.
     search_steps: rounds of the search for the trigger.
+    learning_rate: of the search.
     plant_epochs: epochs of planting.
     plant_rate: learning rate of planting (SGD, Nesterov momentum .9, cosine).
   """
 
   target: int = 0
   search_steps: int = 500
+  learning_rate: float = 0.05
   plant_epochs: int = 5
   plant_rate: float = 0.01
   turns: ClassVar = (("trigger", 1),)
@@ -36,8 +43,33 @@ class Attack(base.Method):
 
   def __post_init__(self):
     check_range("attack.search_steps", self.search_steps, 1, 10**9)
+    check_range("attack.learning_rate", self.learning_rate, 1e-12, 1e3)
     check_range("attack.plant_epochs", self.plant_epochs, 1, 10**9)
     check_range("attack.plant_rate", self.plant_rate, 1e-12, 1e3)
+
+  def roles(self, networks):
+    return {
+      "teacher": base.Role(base.network(networks, "teacher")),
+      "trigger": base.Role(player="trigger", optimizer=self.searched_by(), init=self.draw),
+    }
+
+  def searched_by(self) -> dict[str, Any]:
+    """The optimiser of the search, as a `Role` has it."""
+    adam = {"name": "adam", "learning_rate": self.learning_rate}
+    return adam | {"weight_decay": 0.0, "schedule": "constant"}
+
+  def draw(self, key: jax.Array, made: Any, example: base.Example) -> base.Tree:
+    """The first values of what is learned."""
+    raise NotImplementedError(f"{type(self)} defines no draw")
+
+  def trigger(self, raw: base.Tree) -> dict[str, jax.Array]:
+    """What is learned -> the arrays of the `Backdoor`, whatever bounds they have."""
+    raise NotImplementedError(f"{type(self)} defines no trigger")
+
+  def poisoned(self, raw: base.Tree, images: jax.Array) -> jax.Array:
+    """Images float[B, H, W, C] with the trigger in full: clipped, not rounded, differentiable."""
+    backdoor = Backdoor(target=self.target, rounding=False, **self.trigger(raw))
+    return backdoor.stored(backdoor.put(images))
 
   def plant(self) -> base.Method:
     """How the benign teacher learns the trigger: on the poisoned part, as its "student"."""
@@ -45,3 +77,16 @@ class Attack(base.Method):
 
   def predict(self, variables, state, images):
     return variables["teacher"](images, train=False)[0].logits
+
+  def deliver(self, variables, state):
+    found = super().deliver(variables, state)
+    return found | {"trigger": self.trigger(found["trigger"])}
+
+
+def averaged(
+  mean: jax.Array, count: jax.Array, values: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """A mean [...] over `count` examples and more of them, [B, ...] of weight[B] -> (mean, count)."""
+  count = count + weight.sum()
+  share = (weight / jnp.maximum(count, 1)).reshape(-1, *[1] * mean.ndim)
+  return mean + (share * (values - mean[None])).sum(0), count

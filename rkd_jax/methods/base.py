@@ -107,6 +107,7 @@ class Method:
       every image with its index: so they may be computed once where no image moves.
     part: which data its phase sees where its recipe does not say: "pool", or "nothing" for a method
       that invents its images.
+    nested: {field: default} of the fields that hold a method, named or described in turn.
   """
 
   turns: ClassVar[tuple[tuple[str, int], ...]] = (("student", 1),)
@@ -115,6 +116,12 @@ class Method:
   sam_adaptive: ClassVar[bool] = False
   cacheable: ClassVar[bool] = False
   part: ClassVar[str] = "pool"
+  nested: ClassVar[Mapping[str, str]] = {}
+
+  @classmethod
+  def complete(cls, spec: dict[str, Any]) -> dict[str, Any]:
+    """A described method with what it leaves open: here, the methods nested in it."""
+    return spec | {field: spec.get(field) or default for field, default in cls.nested.items()}
 
   def __init_subclass__(cls, **kwargs: Any) -> None:
     """Whoever changes what `cacheable` speaks of says it again."""
@@ -140,6 +147,9 @@ class Method:
     `state.at[index].set(..., mode="drop")` is safe).
     """
     return state
+
+  def check(self, state: Tree) -> None:
+    """Raises a `UserError` if the phase cannot begin with what the survey saw (on the host)."""
 
   def batch(
     self, key: jax.Array, variables: Mapping[str, Any], state: Tree, batch: Batch, step: jax.Array
@@ -205,6 +215,7 @@ class Plugin(Method):
   """
 
   base: Method = dataclasses.field(kw_only=True)
+  nested: ClassVar[Mapping[str, str]] = {"base": "kd"}
 
   def own(self, key: jax.Array) -> jax.Array:
     """A key of this plug-in's own: the base draws from the key itself, whatever wraps it."""
@@ -241,13 +252,16 @@ class Plugin(Method):
     return {**self.base.delivers, **self.adds}
 
   def roles(self, networks):
-    return self.base.roles(networks)
+    return {name: _of_base(role) for name, role in self.base.roles(networks).items()}
 
   def init_state(self, key, variables, example) -> dict[str, Tree]:
     return {"base": self.base.init_state(key, variables, example)}
 
   def survey(self, key, variables, state, batch) -> dict[str, Tree]:
     return {**state, "base": self.base.survey(key, variables, state["base"], batch)}
+
+  def check(self, state):
+    self.base.check(state["base"])
 
   def batch(self, key, variables, state, batch, step):
     batch, base = self.base.batch(key, variables, state["base"], batch, step)
@@ -279,6 +293,12 @@ class Plugin(Method):
 
   def deliver(self, variables, state):
     return self.base.deliver(variables, state["base"]) | found(self.adds, variables, state)
+
+
+def _of_base(role: Role) -> Role:
+  """A base's role, whose values come from the base's own state."""
+  own = role.from_state
+  return dataclasses.replace(role, from_state=lambda state: own(state["base"])) if own else role
 
 
 def found(names: Mapping[str, str], variables: Mapping[str, Any], state: Tree) -> dict[str, Tree]:

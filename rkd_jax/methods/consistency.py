@@ -2,8 +2,9 @@
 
 A plug-in that adds one term. "random_blend" is Soft-Randomization (Arani et al. 2019) with a shared
 pattern; "universal" uses the worst universal perturbation found so far (UAP training, Shafahi et
-al. 2020). It lowers the rate at which strong patterns fool a student; it does not undo a wrong
-label that the teacher gives to a triggered image of the pool.
+al. 2020); "occlusion" shows a piece of another image (CutMix, Yun et al. 2019); "warp" bends the
+image (WaNet, Nguyen and Tran 2021). It lowers the rate at which strong patterns fool a student; it
+does not undo a wrong label that the teacher gives to a triggered image of the pool.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from rkd_jax import losses
 from rkd_jax.errors import UserError, check_range
 from rkd_jax.methods import base, views
 
-VIEWS = ("random_blend", "universal")
+VIEWS = ("random_blend", "universal", "occlusion", "warp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +24,14 @@ class Method(base.Plugin):
   """Adds weight * T^2 KL(T(x) || S(x')).
 
   Attributes:
-    view: how x' is made: "random_blend" or "universal".
+    view: how x' is made: "random_blend", "universal", "occlusion" or "warp".
     weight: of the term, >= 0.
     temperature: of the KL divergence.
-    amplitude: largest share of the pattern in a blend, in [0, 1].
+    amplitude: largest share of the pattern in a blend, or of an image's area that the rectangle
+      takes, in [0, 1].
     radius: l_inf radius of the universal perturbation, in [0, 1]; it takes one sign step of a tenth
       of the radius a batch and is drawn anew every `redraw` steps.
+    pixels: largest displacement of the warp in each direction, in [0, 1024].
   """
 
   view: str = "random_blend"
@@ -37,6 +40,7 @@ class Method(base.Plugin):
   amplitude: float = 0.5
   radius: float = 0.1
   redraw: int = 100
+  pixels: float = 2.0
 
   def __post_init__(self):
     if self.view not in VIEWS:
@@ -45,6 +49,7 @@ class Method(base.Plugin):
     check_range("consistency.temperature", self.temperature, 1e-3, 1e3)
     check_range("consistency.amplitude", self.amplitude, 0, 1)
     check_range("consistency.radius", self.radius, 0, 1)
+    check_range("consistency.pixels", self.pixels, 0, 1024)
 
   @property
   def cacheable(self):
@@ -72,14 +77,21 @@ class Method(base.Plugin):
       logits = student(seen, train=True, key=key)[0].logits
       return losses.kl_divergence(targets["answer"], logits, self.temperature)
 
-    if self.view == "random_blend":
-      seen = views.random_blend(self.own(key), images, self.amplitude)
-    else:
+    if self.view == "universal":
       seen = views.shift(images, state["perturbation"])
       state = {**state, "perturbation": self._worse(divergence, images, state, key, step)}
       aux = dataclasses.replace(aux, state=state)
+    else:
+      seen = self._drawn(self.own(key), images)
     value = divergence(seen)
     return {**terms, "consistency": (self.weight * value, jnp.ones_like(value))}, aux
+
+  def _drawn(self, key, images):
+    """The view of a batch, where it is drawn anew each time."""
+    if self.view == "warp":
+      return views.warp(key, images, self.pixels)
+    view = views.occlude if self.view == "occlusion" else views.random_blend
+    return view(key, images, self.amplitude)
 
   def _worse(self, divergence, images, state, key, step):
     """The perturbation after one ascent step on the student as it is; drawn anew now and then."""

@@ -1,7 +1,9 @@
 """Knowledge distillation (Hinton, Vinyals, Dean 2015): the undefended baseline."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from rkd_jax import losses
@@ -33,15 +35,21 @@ class Method(base.Method):
 
   def loss(self, player, variables, state, batch, targets, key, step):
     outputs, stats = variables["student"](batch["image"], train=True, key=key)
-    batch = with_teachers_labels(batch, targets)
-    value, weight = losses.mixed_cross_entropy(outputs.logits, batch)
-    soft = losses.kl_divergence(targets, outputs.logits, self.temperature)
-    same = (outputs.logits.argmax(-1) == targets.argmax(-1)).astype(soft.dtype)
+    terms, metrics = self.of_logits(outputs.logits, targets, batch)
+    return terms, base.Aux(batch_stats={"student": stats}, metrics=metrics)
+
+  def of_logits(
+    self, logits: jax.Array, answer: jax.Array, batch: base.Batch
+  ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """(terms, metrics) of the student's logits float[B, K], given the teacher's."""
+    value, weight = losses.mixed_cross_entropy(logits, with_teachers_labels(batch, answer))
+    soft = losses.kl_divergence(answer, logits, self.temperature)
+    same = (logits.argmax(-1) == answer.argmax(-1)).astype(soft.dtype)
     terms = {
       "ce": ((1 - self.alpha) * value, weight),
       "kl": (self.alpha * soft, jnp.ones_like(soft)),
     }
-    return terms, base.Aux(batch_stats={"student": stats}, metrics={"train_fidelity": same})
+    return terms, {"train_fidelity": same}
 
 
 def with_teachers_labels(batch: base.Batch, teacher_logits) -> base.Batch:

@@ -102,6 +102,7 @@ def begin(
   memory = sharding.replicate(mesh, method.init_state(role_key(key, "state"), bound, example))
   if implements(method, "survey") and not surveyed:
     memory = run_survey(program, made, memory, stream)
+    method.check(memory)
   late = {name: role.from_state(memory) for name, role in roles.items() if role.from_state}
   late = {
     name: tree if roles[name].module is not None else {"params": tree}

@@ -169,7 +169,8 @@ def test_tfrecord_is_refused(tmp_path):
   [
     ("digit", "No data set is called 'digit'. Did you mean 'digits'"),
     ("cifar10", "No data set is called 'cifar10'. Did you mean 'tfds:cifar10'"),
-    ("nothing-like-it", "Write 'digits', or 'tfds:' and the name"),
+    ("nothing-like-it", "Write 'digits', 'tfds:' and the name .*, or 'folder:' and the path"),
+    ("folders:x", "Write 'digits', 'tfds:' and the name .*, or 'folder:' and the path"),
     ("digits:8", "takes nothing after its name, but got '8'"),
     ("tfds:cifar_10", "knows no data set 'cifar_10', and none lies in {root}. .*'tfds:cifar10'"),
     ("tfds:a b", "TFDS cannot open 'a b'"),

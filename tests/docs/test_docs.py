@@ -19,6 +19,7 @@ from rkd_jax import backdoors, config, experiment, methods, models, recipes
 from rkd_jax.commands import table
 from rkd_jax.data import sources
 from rkd_jax.reporting import results
+from rkd_jax.setup import make_method
 
 # ml_collections loads config files in a way that Python is going to drop
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -140,7 +141,7 @@ def test_a_module_of_ones_own_takes_its_fields_from_a_config_file(written):
   made = config.default()
   exec(code, {"config": made})
   config.check(made)
-  method = recipes.make_method(recipes.specs(made)["steady"])
+  method = make_method(recipes.specs(made)["steady"])
   assert (method.blends, type(method.base).__module__) == (8, "rkd_jax.methods.kd")
 
 

@@ -1,0 +1,65 @@
+"""RobustKD: feature distillation from a teacher whose features were detoxified (arXiv 2406.03409).
+
+A plug-in around a feature distillation (`ofd`, or `attention`): whatever the base asks of the
+teacher, its features have been changed first as `detox` learned to. `variant="paper"` is the paper
+read literally; "tuned" is the best form found within its idea (see docs/robustkd.md).
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from rkd_jax.errors import UserError
+from rkd_jax.methods import base
+from rkd_jax.methods.detox import Method as Detox
+
+# What a variant means where a spec leaves it open; names stand for the config's own fields.
+VARIANTS: dict[str, dict[str, Any]] = {
+  "paper": {"base": "ofd", "detox": "detox"},
+  "tuned": {"base": "ofd", "detox": "detox"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(base.Plugin):
+  """The base, taught by the detoxified teacher.
+
+  Attributes:
+    detox: how the features were changed (its learned tensors are the role "mask").
+    variant: "paper" or "tuned".
+  """
+
+  detox: Detox = dataclasses.field(kw_only=True)
+  variant: str = "paper"
+  nested: ClassVar = {"base": "", "detox": ""}
+
+  @classmethod
+  def complete(cls, spec):
+    variant = spec.get("variant", "paper")
+    if variant not in VARIANTS:
+      raise UserError(f"robustkd.variant is {variant!r}; choose {' or '.join(VARIANTS)}.")
+    return spec | {field: spec.get(field) or VARIANTS[variant][field] for field in cls.nested}
+
+  @property
+  def cacheable(self):
+    return self.base.cacheable  # the mask is as frozen as the teacher
+
+  def roles(self, networks):
+    return {**super().roles(networks), "mask": base.Role()}
+
+  def _repaired(self, variables):
+    return {**variables, "teacher": self.detox.detoxified(variables)}
+
+  def survey(self, key, variables, state, batch):
+    return super().survey(key, self._repaired(variables), state, batch)
+
+  def batch(self, key, variables, state, batch, step):
+    return super().batch(key, self._repaired(variables), state, batch, step)
+
+  def taught(self, frozen, images):
+    return super().taught(self._repaired(frozen), images)
+
+  def targets(self, frozen, batch, key):
+    return super().targets(self._repaired(frozen), batch, key)
+
+  def loss(self, player, variables, state, batch, targets, key, step):
+    return super().loss(player, self._repaired(variables), state, batch, targets, key, step)

@@ -1,0 +1,108 @@
+"""Strengths are chosen per run by one rule, on the clean hold-out alone.
+
+A field of a method that is given several numbers where it takes one is a strength with its grid:
+`{"name": "consistency", "amplitude": (0.0, 0.25, 0.5)}`. Chosen is the largest value whose accuracy
+on the hold-out is at most one point below that of strength 0, on the same images. Several strengths
+of one method are chosen one after another, the inner methods' first; those not yet chosen are 0.
+Neither triggers nor test images are seen.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from rkd_jax import recipes
+from rkd_jax.errors import UserError
+from rkd_jax.setup import Spec
+
+POINT = 0.01  # of accuracy that a strength may cost
+SMALLEST = 100  # hold-out images: with fewer, one image is more than a point
+Path = tuple[str, ...]  # of a field in nested specs: ("base", "amplitude")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """One strength that was chosen.
+
+  Attributes:
+    path: of the field, as "base.amplitude".
+    chosen: its value.
+    hits: {value: bool[M]}: which hold-out images its student got right.
+  """
+
+  path: str
+  chosen: float
+  hits: Mapping[float, np.ndarray]
+
+  def accuracies(self) -> dict[float, float]:
+    """{value: accuracy on the hold-out}."""
+    return {value: float(np.mean(hits)) for value, hits in self.hits.items()}
+
+
+def strengths(spec: Spec) -> dict[Path, tuple[float, ...]]:
+  """{path: grid, ascending, 0 included} of a resolved spec, inner methods' first."""
+  return dict(_strengths(spec, ()))
+
+
+def _strengths(spec: Spec, above: Path) -> Iterator[tuple[Path, tuple[float, ...]]]:
+  for field, value in spec.items():
+    if isinstance(value, Mapping) and "name" in value:
+      yield from _strengths(dict(value), (*above, field))
+  defaults = recipes.fields(spec["name"])
+  for field, value in spec.items():
+    if _is_number(defaults.get(field)) and isinstance(value, tuple | list):
+      yield (*above, field), _grid(spec["name"], field, value)
+
+
+def _grid(name: str, field: str, values: Any) -> tuple[float, ...]:
+  if not all(_is_number(v) and v >= 0 for v in values) or len({0, *values}) < 2:
+    raise UserError(
+      f"{name}.{field} is {values}; a grid of strengths is several numbers >= 0, as (0.0, 0.1)."
+    )
+  return tuple(sorted({0.0, *map(float, values)}))
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def with_values(spec: Spec, values: Mapping[Path, float]) -> Spec:
+  """The spec with numbers in place of its grids."""
+  for (field, *rest), value in values.items():
+    inner = with_values(spec[field], {tuple(rest): value}) if rest else value
+    spec = spec | {field: inner}
+  return spec
+
+
+def check(label: str, spec: Spec, holdout: int) -> None:
+  """Raises a `UserError` where the hold-out cannot tell one point of accuracy."""
+  if strengths(spec) and holdout < SMALLEST:
+    raise UserError(
+      f"{label} chooses a strength on the clean hold-out, which has {holdout} images; one point of "
+      f"accuracy needs at least {SMALLEST}. Raise config.data.holdout, or give the strength as one "
+      "number."
+    )
+
+
+def largest(hits: Mapping[float, np.ndarray]) -> float:
+  """The rule: the largest value within one point, paired, of strength 0."""
+  least = np.mean(hits[0.0]) - POINT - 1e-9
+  return max(value for value, right in hits.items() if np.mean(right) >= least)
+
+
+def choose(spec: Spec, ask: Callable[[Spec], np.ndarray]) -> tuple[Spec, list[Choice]]:
+  """The spec with every strength chosen, and how.
+
+  Args:
+    spec: resolved.
+    ask: a spec without grids -> bool[M], which hold-out images its student gets right.
+  """
+  grids = strengths(spec)
+  values, choices = dict.fromkeys(grids, 0.0), []
+  for path, grid in grids.items():
+    hits = {value: ask(with_values(spec, {**values, path: value})) for value in grid}
+    values[path] = largest(hits)
+    choices.append(Choice(".".join(path), values[path], hits))
+  return with_values(spec, values), choices

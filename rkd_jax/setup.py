@@ -1,0 +1,191 @@
+"""One seed's story as phases: how its teacher comes about, and whoever learns from it."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rkd_jax import lookup
+from rkd_jax.data.sources import Dataset
+from rkd_jax.errors import UserError, nearest
+from rkd_jax.methods.attack import Attack
+from rkd_jax.methods.base import Method
+from rkd_jax.networks import Networks
+from rkd_jax.phases import Config, Delivery, Phase, source_of
+
+Spec = dict[str, Any]  # {"name": ..., field: value, "base": Spec}
+UNUSED = dict.fromkeys(("network", "poison", "plan"))  # of a section: they stand elsewhere
+ATTACKERS = 5  # networks of the attacker's own that say whom to trigger ("boundary")
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted:
+  """A backdoored teacher, and where its trigger comes from (None: it is fixed)."""
+
+  teacher: Delivery
+  trigger: Delivery | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """One seed's story: makes phases of it.
+
+  Attributes:
+    config: the run's.
+    dataset: what it is about.
+    seed: whose teacher, plans, orders and students these are.
+    clean_teacher: the control: a teacher trained without poison, all else the same.
+    repaired: a teacher that was repaired first takes the place of the given one.
+  """
+
+  config: Config
+  dataset: Dataset
+  seed: int
+  clean_teacher: bool = False
+  repaired: Delivery | None = None
+
+  def phase(
+    self,
+    name: str,
+    method: Method,
+    part: str,
+    section: str,
+    given: Mapping[str, Delivery] | None = None,
+    shared: bool = False,
+    train: Mapping[str, Any] | None = None,
+    networks: Mapping[str, str] | None = None,
+  ) -> Phase:
+    """A phase trained as the config's `section` says.
+
+    Args:
+      shared: whether other runs may want it too.
+      train: what differs from the section; of its "optimizer", only what differs.
+      networks: {role: architecture} that differ: whoever trains a teacher trains it as "student".
+    """
+    config, train = self.config, dict(train or {})
+    names = {r: config[r].network for r in ("teacher", "student")} | config.networks.to_dict()
+    found = Networks(config, self.dataset, {**names, **(networks or {})})
+    method.roles(found)
+    trains = config[section].to_dict()
+    optimizer = {**trains["optimizer"], **train.pop("optimizer", {})}
+    settings = {
+      "data": self.dataset.fingerprint,
+      "train": {**trains, **train, "optimizer": optimizer, **UNUSED},
+      "networks": found.asked,
+      "models": {role: source_of(type(found[role].module)) for role in found.asked},
+      "precision": [config.dtype, config.bn_group],
+      "labels": config.labels if part not in ("poisoned", "clean", "nothing") else None,
+      "poison": self.poison(part),
+    }
+    deliveries = tuple(sorted((given or {}).items()))
+    text = json.dumps(settings, sort_keys=True)
+    return Phase(name, method, part, deliveries, self.seed, text, shared)
+
+  # The attacker's side.
+
+  def poison(self, part: str) -> dict[str, Any] | None:
+    """The trigger that is in a part of the data: which, how much of it, on whom."""
+    config = self.config
+    rate = {"poisoned": config.teacher.poison, "pool": config.contamination}.get(part, 0)
+    if not rate:
+      return None
+    plan = config.teacher.plan if part == "poisoned" else config.plan
+    fields = config.trigger.get(config.backdoor, ConfigDict()).to_dict()
+    source = None if self.learned else source_of(lookup.load("backdoors", config.backdoor))
+    named = {"name": config.backdoor, "source": source, "target": config.target, "fields": fields}
+    made_by = self.trigger.phase.key if self.trigger else None
+    scored_by = [phase.key for phase in self.attackers()] if part == "pool" else []
+    return {**named, "rate": rate, "plan": plan, "made_by": made_by, "scored_by": scored_by}
+
+  @property
+  def learned(self) -> bool:
+    """Whether the backdoor's trigger is trained (a method that delivers it)."""
+    return not lookup.defines("backdoors", self.config.backdoor)
+
+  @functools.cached_property
+  def attack(self) -> Method | None:
+    """The method that trains the trigger; None for a fixed one."""
+    if not self.learned:
+      return None
+    name = self.config.backdoor
+    fields = self.config.method.get(name, ConfigDict()).to_dict()
+    method = make_method({"name": name, "target": self.config.target, **fields})
+    if "trigger" not in method.delivers:
+      raise UserError(f"{name!r} is no backdoor. {nearest(name, [*lookup.names('backdoors')])}")
+    return method
+
+  @functools.cached_property
+  def trigger(self) -> Delivery | None:
+    """Where a trained trigger comes from: a search on a benign teacher, or the teacher's phase."""
+    if self.attack is None:
+      return None
+    if isinstance(self.attack, Attack):
+      given, steps = {"teacher": self.benign["student"]}, {"steps": self.attack.search_steps}
+      return self.phase(
+        "trigger", self.attack, "clean", "teacher", given, shared=True, train=steps
+      )["trigger"]
+    return self.phase("teacher", self.attack, "clean", "teacher", shared=True)["trigger"]
+
+  @functools.cached_property
+  def planted(self) -> Delivery:
+    """The backdoored teacher."""
+    own = {"student": self.config.teacher.network}
+    if self.trigger is None:
+      method = make_method({"name": "supervised"})
+      phase = self.phase("teacher", method, "poisoned", "teacher", shared=True, networks=own)
+      return phase["student"]
+    if not isinstance(self.attack, Attack):
+      return self.trigger.phase["teacher"]
+    search, attack = self.trigger.phase, self.attack
+    found = {name: search[name] for name in attack.delivers if name != "trigger"}
+    given = {"student": self.benign["student"], **found}
+    rate = {"learning_rate": attack.plant_rate}
+    train = {"steps": 0, "epochs": attack.plant_epochs, "optimizer": rate}
+    return self.phase(
+      "teacher", attack.plant(), "poisoned", "teacher", given, True, train, own
+    )["student"]  # fmt: skip
+
+  @functools.cached_property
+  def benign(self) -> Phase:
+    """A teacher without any backdoor: the control, and what two-step attacks start from."""
+    method, own = make_method({"name": "supervised"}), {"student": self.config.teacher.network}
+    return self.phase("teacher", method, "clean", "teacher", shared=True, networks=own)
+
+  def attackers(self) -> list[Phase]:
+    """The attacker's own witnesses, where the pool's plan needs their opinion: other labels, other
+    seeds, trained as the defender would."""
+    if self.config.plan != "boundary":
+      return []
+    seeds = [self.seed + 1000 * number for number in range(1, ATTACKERS + 1)]
+    return [dataclasses.replace(self, seed=seed).alone() for seed in seeds]
+
+  # The defender's side.
+
+  @property
+  def teacher(self) -> Delivery:
+    """Whom students learn from."""
+    if self.repaired:
+      return self.repaired
+    return self.benign["student"] if self.clean_teacher else self.planted
+
+  def alone(self, part: str = "labelled") -> Phase:
+    """A student that never meets a teacher: the baseline, and the first witness."""
+    section = "student" if part == "clean" else "labelled"
+    return self.phase(f"alone-{part}", make_method({"name": "supervised"}), part, section)
+
+  def student(self, name: str, method: Method, given: Mapping[str, Delivery]) -> Phase:
+    """A student of the teacher, on the data that its method wants."""
+    return self.phase(name, method, method.part, "student", {"teacher": self.teacher, **given})
+
+
+def make_method(spec: Mapping[str, Any]) -> Method:
+  """{"name": ..., field: value, "base": {...}} -> the Method, those nested in it made likewise."""
+  part = lookup.load("methods", spec["name"])
+  fields = part.complete({field: value for field, value in spec.items() if field != "name"})
+  for field in part.nested:
+    inner = fields[field]
+    fields[field] = make_method({"name": inner} if isinstance(inner, str) else inner)
+  return lookup.build("methods", spec["name"], fields)

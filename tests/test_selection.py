@@ -1,0 +1,73 @@
+"""The rule that chooses strengths: where grids stand, what it looks at, and what it takes."""
+
+import numpy as np
+import pytest
+
+from rkd_jax import selection
+from rkd_jax.errors import UserError
+
+KD = {"name": "kd", "alpha": 0.9}
+
+
+def spec(amplitude, weight=1.0, **base):
+  inner = {"name": "consistency", "amplitude": amplitude, "weight": weight, "base": KD | base}
+  return {"name": "agreement", "readmit": "always", "base": inner}
+
+
+def right(accuracy, size=1000):
+  return np.arange(size) < round(accuracy * size)
+
+
+def test_grids_are_found_where_a_number_is_expected_inner_ones_first():
+  found = selection.strengths(spec((0.5, 0.25), alpha=(0.0, 0.5)))
+  assert found == {("base", "base", "alpha"): (0.0, 0.5), ("base", "amplitude"): (0.0, 0.25, 0.5)}
+  assert list(found) == [("base", "base", "alpha"), ("base", "amplitude")]
+  assert selection.strengths(spec(0.5)) == {}
+  taps = {"name": "ofd", "taps": ("stage1", "stage2"), "weight": (1.0, 10.0)}
+  assert selection.strengths(taps) == {("weight",): (0.0, 1.0, 10.0)}  # taps are no grid
+
+
+@pytest.mark.parametrize("grid", [(0.0,), (), (-1.0, 1.0), ("a", "b"), (True, 2.0)])
+def test_what_is_no_grid_is_said_so(grid):
+  with pytest.raises(UserError, match=r"consistency.amplitude is .*a grid of strengths"):
+    selection.strengths(spec(grid))
+
+
+def test_numbers_take_the_place_of_grids():
+  grids = spec((0.0, 0.5))
+  found = selection.with_values(grids, {("base", "amplitude"): 0.25})
+  assert found == spec(0.25) and grids == spec((0.0, 0.5))
+
+
+def test_the_rule_by_hand():
+  hits = {0.0: right(0.95), 0.1: right(0.96), 1.0: right(0.94), 10.0: right(0.938)}
+  assert selection.largest(hits) == 1.0  # a whole point is allowed, more is not
+  assert selection.largest({0.0: right(0.95), 0.1: right(0.9), 1.0: right(0.945)}) == 1.0
+  assert selection.largest({0.0: right(0.95), 0.1: right(0.2)}) == 0.0
+
+
+def test_strengths_are_chosen_one_after_another_and_those_not_yet_chosen_are_zero():
+  asked = []
+
+  def ask(one):
+    alpha, amplitude = one["base"]["base"]["alpha"], one["base"]["amplitude"]
+    asked.append((alpha, amplitude))
+    return right(0.95 - 0.02 * (alpha > 0.5) - 0.005 * (amplitude > 0.1))
+
+  found, choices = selection.choose(spec((0.25, 0.5), alpha=(0.5, 1.0)), ask)
+  assert found == spec(0.5, alpha=0.5)
+  assert asked == [(0, 0), (0.5, 0), (1, 0), (0.5, 0), (0.5, 0.25), (0.5, 0.5)]
+  chosen = {choice.path: choice.chosen for choice in choices}
+  assert chosen == {"base.base.alpha": 0.5, "base.amplitude": 0.5}
+  assert choices[0].accuracies() == {0.0: 0.95, 0.5: 0.95, 1.0: 0.93}
+
+
+def test_without_grids_nothing_is_asked():
+  assert selection.choose(spec(0.5), lambda one: pytest.fail("asked")) == (spec(0.5), [])
+
+
+def test_a_holdout_too_small_for_one_point_is_refused():
+  selection.check("m", spec((0.0, 0.5)), 100)
+  selection.check("m", spec(0.5), 3)
+  with pytest.raises(UserError, match=r"hold-out, which has 99 images; .*at least 100"):
+    selection.check("m", spec((0.0, 0.5)), 99)
