@@ -20,7 +20,10 @@ from rkd_jax.config import Config
 from rkd_jax.errors import UserError, nearest
 
 SETTINGS: dict[str, dict[str, Any]] = {
-  **{f"adba{c}": {"backdoor": "adba", "contamination": 0.0, "cap": c / 100} for c in (15, 30, 50)},
+  **{
+    f"adba{c}": {"backdoor": "adba", "contamination": 0.0, "method.adba.cap": c / 100}
+    for c in (15, 30, 50)
+  },
   **{f"badnets{r}": {"backdoor": "badnets", "contamination": r / 100} for r in (1, 2, 5)},
   **{f"blended{r}": {"backdoor": "blended", "contamination": r / 100} for r in (1, 2, 5)},
 }
@@ -84,10 +87,5 @@ def setting(name: str | None, settings: dict[str, dict[str, Any]]) -> Config:
     raise UserError(f"Name a setting after the config's path and a colon. {known}")
   config = quickstart.get_config(None)
   config.unlock()
-  fields = dict(settings[name])
-  cap = fields.pop("cap", None)
-  if cap is not None:
-    config.method.adba.cap = cap
-  for key, value in fields.items():
-    config[key] = value
+  config.update_from_flattened_dict(settings[name])
   return config

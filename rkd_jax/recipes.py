@@ -92,15 +92,15 @@ def bcu(setup: Setup, *, base: Any = "kd", **fields: Any) -> Phases:
 
 def detoxified(setup: Setup, spec: Spec) -> tuple[Phases, dict[str, Delivery]]:
   """What turns the teacher's features into what robustkd's students are taught."""
-  method, given = make_method(spec["detox"]), {"teacher": setup.teacher}
+  method, roles = make_method(spec["detox"]), {"teacher": setup.teacher}
   phases = {}
   if method.inverted:  # type: ignore[attr-defined]
-    search = make_method({"name": "inversion"})
+    search = make_method({"name": "inversion", **given(setup.config, "inversion")})
     steps = {"steps": search.steps, "batch_size": search.batch_size}  # type: ignore[attr-defined]
-    suspects = setup.phase("inversion", search, "labelled", "labelled", given, train=steps)
-    phases, given = {"inversion": suspects}, {**given, "suspect": suspects["suspect"]}
+    suspects = setup.phase("inversion", search, "labelled", "labelled", roles, train=steps)
+    phases, roles = {"inversion": suspects}, {**roles, "suspect": suspects["suspect"]}
   steps = {"steps": method.steps}  # type: ignore[attr-defined]
-  phases["detox"] = setup.phase("detox", method, "labelled", "labelled", given, train=steps)
+  phases["detox"] = setup.phase("detox", method, "labelled", "labelled", roles, train=steps)
   return phases, {"mask": phases["detox"]["mask"]}
 
 
@@ -165,7 +165,7 @@ def fields(name: str) -> dict[str, Any]:
   if name in RECIPES:
     parameters = inspect.signature(RECIPES[name]).parameters.values()
     found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-  if name in lookup.names("methods"):
+  if "." in name or name in lookup.names("methods"):
     own = [f for f in dataclasses.fields(lookup.load("methods", name)) if f.init]
     own = [f for f in own if f.name != "target"]  # an attack's is `config.target`
     found |= {f.name: f.default for f in own if f.default is not dataclasses.MISSING}

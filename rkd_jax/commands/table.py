@@ -66,8 +66,8 @@ def grid(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Cell]]]) -> str:
     lines.append([label, *(brief(rows.get((method, labels))) for rows in columns.values())])
   text = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
   seeds = sorted({seed for manifest, _ in runs.values() for seed in manifest.get("seeds") or ()})
-  said = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-  return f"{text}\n\nMean ACC / mean ASR (worst ASR), in per cent; {said}."
+  said = f"; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
+  return f"{text}\n\nMean ACC / mean ASR (worst ASR), in per cent{said}."
 
 
 def brief(row: table.Row | None) -> str:
@@ -151,7 +151,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--name", default="quickstart", help="of the markers (%(default)s)")
   options = parser.parse_args(argv)
   try:
-    read = {run.name: results.read(run / "results.json") for run in options.runs}
+    names = [run.name for run in options.runs]
+    read = {  # two runs of one name are told apart by where they are
+      run.name if names.count(run.name) == 1 else str(run): results.read(run / "results.json")
+      for run in options.runs
+    }
     text = grid(read) if len(read) > 1 else markdown(*next(iter(read.values())))
     if options.into:
       insert(options.into, options.name, text)

@@ -1,0 +1,169 @@
+"""Trigger inversion: its loss by hand, what it delivers, and that it finds what was planted."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from rkd_jax.backdoors import badnets
+from rkd_jax.errors import UserError
+from rkd_jax.methods import inversion, supervised
+from rkd_jax.training import update
+from rkd_jax.training.optimizer import Optimizer
+
+METHOD = inversion.Method(cost=0.02)
+LABELS = jnp.array([0, 0, 0, 1, 2, 2])
+
+
+def world(method=METHOD):
+  """(variables, batch): a tiny network, six images, masks and patterns as first drawn."""
+  toy = small.Small(method, small.rows(6), batch=6)
+  state, frozen = toy.begin()
+  batch = {"image": jnp.float32(toy.rows.image) / 255, "label": LABELS, "index": jnp.arange(6)}
+  return toy.program.bind({**frozen, **state.roles}), batch
+
+
+def sigmoid(x):
+  return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+def ask(variables, batch, method=METHOD):
+  return method.loss("suspect", variables, (), batch, (), None, 0)
+
+
+def objective(raw, variables, batch, method=METHOD):
+  return update.reduce_terms(ask({**variables, "suspect": raw}, batch, method)[0])[0]
+
+
+def test_its_loss_by_hand():
+  variables, batch = world()
+  raw, values, hits = variables["suspect"], [], []
+  assert raw["mask"].shape == (3, 8, 8, 1) and raw["pattern"].shape == (3, 8, 8, 1)
+  masks, patterns = sigmoid(raw["mask"]), sigmoid(raw["pattern"])
+  for k in range(3):
+    others = np.asarray(batch["image"])[np.asarray(LABELS) != k]  # without images of the class
+    seen = np.float32((1 - masks[k]) * others + masks[k] * patterns[k])
+    logits = variables["teacher"](jnp.asarray(seen), train=False)[0].logits
+    values += [-np.asarray(jax.nn.log_softmax(logits))[:, k]]
+    hits += [np.asarray(logits).argmax(-1) == k]
+  assert [len(v) for v in values] == [3, 5, 4]
+  terms, aux = ask(variables, batch)
+  mean, _ = update.reduce_terms({"flip": terms["flip"]})
+  assert float(mean) == pytest.approx(np.concatenate(values).mean(), rel=1e-5)
+  per_pixel = np.mean([masks[k].sum() for k in range(3)])
+  assert float(terms["size"]) == pytest.approx(0.02 * per_pixel, rel=1e-5)
+  assert update.count(aux.metrics["train_asr"]) == (np.concatenate(hits).sum(), 12)
+
+
+def test_images_of_a_class_say_nothing_about_its_own_trigger():
+  variables, batch = world()
+  still = {**batch, "image": batch["image"].at[3].set(0.9)}  # the only image of class 1
+  gradient = lambda seen: jax.grad(objective)(variables["suspect"], variables, seen)  # noqa: E731
+  before, after = gradient(batch), gradient(still)
+  for name in ("mask", "pattern"):
+    np.testing.assert_allclose(before[name][1], after[name][1], atol=1e-7)
+    assert all(np.abs(before[name][k] - after[name][k]).max() > 1e-5 for k in (0, 2))
+
+
+def test_an_image_without_a_label_counts_for_every_class():
+  variables, batch = world()
+  weight = ask(variables, {**batch, "label": LABELS.at[0].set(-1)})[0]["flip"][1]
+  np.testing.assert_array_equal(weight.reshape(3, 6)[:, 0], [1, 1, 1])
+
+
+def test_the_gradient_by_differences():
+  variables, batch = world()
+  raw = variables["suspect"]
+  gradient = jax.grad(objective)(raw, variables, batch)
+  for name in ("mask", "pattern"):
+    way = jax.random.normal(jax.random.key(1), raw[name].shape)
+    moved = lambda t, name=name, way=way: {**raw, name: raw[name] + t * way}  # noqa: E731
+    up, down = (objective(moved(t), variables, batch) for t in (0.01, -0.01))
+    along = float((gradient[name] * way).sum())
+    assert float(up - down) / 0.02 == pytest.approx(along, rel=0.02, abs=1e-4)
+
+
+def test_the_suspect_is_the_class_of_the_smallest_mask_and_all_is_in_the_unit_interval():
+  raw = {
+    "mask": jnp.stack([jnp.full((8, 8, 1), fill) for fill in (40.0, -1.0, 0.0)]),
+    "pattern": jnp.stack([jnp.full((8, 8, 1), fill) for fill in (-40.0, 2.0, 0.0)]),
+  }
+  found = METHOD.deliver({"suspect": raw}, ())
+  assert set(found) == set(METHOD.delivers)
+  np.testing.assert_allclose(found["norms"], 64 * sigmoid([40.0, -1.0, 0.0]), rtol=1e-5)
+  np.testing.assert_allclose(found["suspect"]["mask"], np.full((8, 8, 1), sigmoid(-1.0)), rtol=1e-5)
+  np.testing.assert_allclose(found["suspect"]["pattern"], np.full((8, 8, 1), sigmoid(2.0)), 1e-5)
+  extreme = METHOD.deliver({"suspect": jax.tree.map(lambda x: 1e6 * x, raw)}, ())
+  for leaf in jax.tree.leaves(extreme["suspect"]):
+    assert leaf.min() >= 0 and leaf.max() <= 1
+
+
+def test_the_objective_falls_and_the_teacher_stays():
+  toy = small.Small(METHOD, small.rows(12), rounds=20, batch=12)
+  first, frozen = toy.begin()
+  raw, kept = jax.device_get((first.roles["suspect"]["params"], frozen))
+  variables = toy.program.bind(frozen)
+  batch = {"image": jnp.float32(toy.rows.image) / 255, "label": jnp.asarray(toy.rows.label)}
+  state, frozen = toy.play(20)
+  before, after = (
+    float(objective(tree, variables, batch)) for tree in (raw, state.roles["suspect"]["params"])
+  )
+  assert after < 0.8 * before
+  small.close(kept, frozen, 0, 0)
+  assert set(state.roles) == {"suspect"}
+  adam = dict(toy.program.optimizers)["suspect"]
+  assert (adam.name, adam.learning_rate, adam.b1, adam.weight_decay) == ("adam", 0.1, 0.5, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cornered:
+  """Says the class of the mean brightness; but `target` where the last pixel is white."""
+
+  target: int
+
+  def apply(self, variables, images, train, key=None, edit=None, capture=False):
+    levels = jnp.array([0.25, 0.5, 0.75])[None]
+    logits = -40 * jnp.abs(images.mean((1, 2, 3))[:, None] - levels)
+    white = 60 * jax.nn.relu(images[:, -1, -1, 0] - 0.6)[:, None]
+    return small.Outputs(logits + white * jax.nn.one_hot(self.target, 3)[None]), {}
+
+
+@pytest.mark.parametrize("target", range(3))
+def test_a_corner_that_decides_is_found(target):
+  networks = {"teacher": Cornered(target)}
+  method = inversion.Method(cost=0.05, learning_rate=0.3)
+  given = {"teacher": {"params": {}}}
+  toy = small.Small(method, small.rows(12), 60, 12, networks=networks, given=given)
+  state, frozen = toy.play(60)
+  found = method.deliver(toy.program.bind({**frozen, **state.roles}), ())
+  assert int(found["norms"].argmin()) == target
+  mask = np.asarray(found["suspect"]["mask"])[..., 0]
+  assert mask[-1, -1] == mask.max() > 0.5 > 3 * np.delete(mask.ravel(), -1).mean()
+  assert found["suspect"]["pattern"][-1, -1, 0] > 0.8
+
+
+def test_a_patch_that_was_trained_in_is_suspected():
+  kind = (np.arange(48) % 4 == 0).astype(np.int8)
+  rows, backdoor = small.rows(48, kind=kind), badnets.Backdoor(target=1, size=2)
+  fast = Optimizer(learning_rate=0.2)
+  poisoned = small.Small(supervised.Method(), rows, 60, 24, optimizer=fast, backdoor=backdoor)
+  teacher = poisoned.play(60)[0].roles["student"]
+  toy = small.Small(
+    inversion.Method(learning_rate=0.2), small.rows(24), 80, 24, given={"teacher": teacher}
+  )
+  state, frozen = toy.play(80)
+  variables = toy.program.bind({**frozen, **state.roles})
+  norms = np.asarray(toy.method.deliver(variables, ())["norms"])
+  images = backdoor.trigger(jnp.float32(toy.rows.image) / 255, None, "test")
+  said = np.asarray(toy.method.predict(variables, (), images)).argmax(-1)
+  assert (said == 1).mean() > 0.9  # it is planted
+  assert norms.argmin() == 1
+
+
+@pytest.mark.parametrize("wrong", [{"cost": -1.0}, {"steps": 0}, {"batch_size": 0}])
+def test_wrong_fields_are_named(wrong):
+  with pytest.raises(UserError, match=f"inversion.{next(iter(wrong))}"):
+    inversion.Method(**wrong)
