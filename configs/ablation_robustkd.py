@@ -71,8 +71,8 @@ PARTS: dict[str, dict[str, Any]] = {
 
 
 def get_config(arg: str | None = None) -> Config:
-  """`arg`: one of `SETTINGS`; all parts beside none, kd and rkd."""
-  config = setting(arg, SETTINGS)
+  """`arg`: one of `SETTINGS` ("badnets2"); all parts beside none, kd and rkd."""
+  config = setting(arg or "badnets2", SETTINGS)
   for label, spec in PARTS.items():
     config.method[label] = spec
   config.methods = ("none", "kd", *PARTS, "rkd")
@@ -80,11 +80,10 @@ def get_config(arg: str | None = None) -> Config:
   return config
 
 
-def setting(name: str | None, settings: dict[str, dict[str, Any]]) -> Config:
+def setting(name: str, settings: dict[str, dict[str, Any]]) -> Config:
   """The quickstart's config, unlocked, in one of the settings."""
   if name not in settings:
-    known = nearest(str(name), settings)
-    raise UserError(f"Name a setting after the config's path and a colon. {known}")
+    raise UserError(f"No setting is called {name!r}. {nearest(name, settings)}")
   config = quickstart.get_config(None)
   config.unlock()
   config.update_from_flattened_dict(settings[name])

@@ -1,6 +1,6 @@
-"""What was frozen on `ablation_robustkd`, confirmed once: other attacks, plans, labels, seeds, data.
+"""What was frozen on `ablation_robustkd`, confirmed once: other attacks, plans, labels, data.
 
-Digits as in the quickstart; teachers of seeds 0-2 unless said. Nothing was chosen on these settings.
+Digits as in the quickstart; teachers of seeds 0-2 unless said. Nothing was chosen on these.
 
   patch5 sig trojan_wm cheatkd latent backweak   other triggers, 2 % of the pool
   cheatkd0 latent0 backweak0                     the same on a clean pool
@@ -49,8 +49,8 @@ METHODS = ("none", "kd", "robustkd", "robustkd_tuned", "rkd")
 
 
 def get_config(arg: str | None = None) -> Config:
-  """`arg`: one of `SETTINGS`."""
-  config = setting(arg, SETTINGS)
+  """`arg`: one of `SETTINGS` ("patch5")."""
+  config = setting(arg or "patch5", SETTINGS)
   config.method.robustkd_tuned = {"name": "robustkd", "variant": "tuned"}
   config.methods = ("none", "kd") if str(arg).startswith("dose") else METHODS
   config.clean_teacher_seeds = 0 if str(arg).startswith("dose") else -1

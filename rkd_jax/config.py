@@ -38,8 +38,8 @@ def default() -> Config:
   config.all_labels_control = True  # the trigger's natural rate on a student taught all labels
   config.data = ConfigDict(
     {
-      "name": "digits",  # or "tfds:<name>"
-      "data_dir": "",  # where TFDS finds its data; "": its own default
+      "name": "digits",  # or "tfds:<name>", "folder:<path>"
+      "data_dir": "",  # where TFDS finds its data, and folders begin; "": TFDS's own, and here
       "split_seed": 0,
       "holdout": 0.1,  # clean hold-out, and test where the data set has none: a fraction or a count
       "test": 0.2,

@@ -52,6 +52,7 @@ def _context(workdir: pathlib.Path, run: dict[str, Any], cells: Sequence[Cell]) 
     "phases": phases,
     "config": json.dumps(config, indent=2, ensure_ascii=False),
     "sections": sections,
+    "strengths": [_choice(s) for s in run.get("selection") or [] if isinstance(s, dict)],
     "others": table.others(cells, list(shown)),
     "columns": table.COLUMNS,
     "terms": TERMS,
@@ -84,6 +85,14 @@ def _section(
     "plane": figures.plane(rows),
     "cells": [c for c in own if c.metric in table.COLUMNS and c.network in ("teacher", "student")],
   }
+
+
+def _choice(selected: Mapping[str, Any]) -> dict[str, str]:
+  """How one strength was chosen, as a line of the table."""
+  accuracy = _mapping(selected.get("accuracy"))
+  tried = ", ".join(f"{value}: {percent(share)}" for value, share in accuracy.items())
+  shown = ("method", "seed", "teacher", "strength", "chosen")
+  return {key: _words(selected.get(key)) for key in shown} | {"accuracy": tried}
 
 
 def _entries(rows: Sequence[table.Row]) -> list[dict[str, Any]]:

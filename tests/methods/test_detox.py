@@ -157,9 +157,7 @@ def test_a_pattern_that_is_not_learned_stays():
 def test_with_a_suspected_trigger_it_asks_for_the_label_there_too():
   method = detox.Method(inverted=True, guard=2.0)
   suspect = {"mask": jnp.zeros((8, 8, 1)).at[-2:, -2:].set(1.0), "pattern": jnp.ones((8, 8, 1))}
-  toy = small.Small(
-    method, small.rows(8), given={"teacher": small.network(3), "suspect": suspect}
-  )
+  toy = small.Small(method, small.rows(8), given={"teacher": small.network(3), "suspect": suspect})
   state, frozen = toy.begin()
   variables = toy.program.bind({**frozen, **state.roles})
   images = jnp.float32(toy.rows.image) / 255

@@ -95,6 +95,16 @@ def say(*cells):
   return {v.label: v for v in verdict.verdicts(rows, "class 0")}
 
 
+def test_how_strengths_were_chosen(tmp_path):
+  cells = student("kd", 0.9, carried=0.9)
+  chosen = {"method": "rkd", "seed": 1, "teacher": "clean", "strength": "base.amplitude"}
+  chosen |= {"chosen": 0.25, "holdout": 197, "accuracy": {"0": 0.985, "0.25": 0.98, "0.5": 0.9}}
+  said = words(page(tmp_path, cells, selection=[chosen]))
+  assert "rkd 1 clean base.amplitude 0.25 0: 98.5 %, 0.25: 98.0 %, 0.5: 90.0 %" in said
+  assert "1 choices" in said and "within one point of strength 0" in said
+  assert "Strengths" not in words(page(tmp_path, cells))
+
+
 def test_removed_not_removed_unknown(tmp_path):
   cells = [c for s in (0, 1, 2) for c in student("kd", 0.9 + s / 50, 0.98, 0.9, seed=s)]
   cells += [c for s in (0, 1, 2) for c in student("agreement", s / 500, 0.991, 0.0, seed=s)]

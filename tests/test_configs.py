@@ -1,0 +1,55 @@
+"""Every setting of every config is one that can run, and is what its docstring calls it."""
+
+import pytest
+
+from configs import ablation_robustkd, cifar10_robustkd, confirm_robustkd
+from rkd_jax import config as configs
+from rkd_jax import recipes, selection
+from rkd_jax.data.sources import load
+from rkd_jax.errors import UserError
+from rkd_jax.setup import Setup
+
+SETTINGS = [
+  *((ablation_robustkd, name) for name in ablation_robustkd.SETTINGS),
+  *((confirm_robustkd, name) for name in confirm_robustkd.SETTINGS),
+  *((cifar10_robustkd, f"{pair}-badnets") for pair in cifar10_robustkd.PAIRS),
+  (cifar10_robustkd, "s-adba"),
+]
+
+
+@pytest.fixture(scope="module")
+def digits():
+  return load("digits", None, 0, 197.0, 500.0)
+
+
+@pytest.mark.parametrize(
+  ("module", "name"), SETTINGS, ids=[f"{m.__name__.split('.')[-1]}:{n}" for m, n in SETTINGS]
+)
+def test_a_setting_is_checked_and_its_methods_have_phases(module, name, digits):
+  config = module.get_config(name)
+  configs.normalise(config)
+  configs.check(config)
+  assert "dose" in name or name in module.__doc__ or module is cifar10_robustkd
+  for label, spec in recipes.specs(config).items():
+    selection.check(label, spec, 197)
+    largest = {path: grid[-1] for path, grid in selection.strengths(spec).items()}
+    setup = Setup(config, digits, int(config.seeds[0]))
+    made = recipes.phases(setup, selection.with_values(spec, largest))
+    assert list(made)[-1] == "student"
+
+
+def test_the_settings_differ_as_they_say():
+  get = ablation_robustkd.get_config
+  assert get("adba15").method.adba.cap == 0.15 and get("adba15").contamination == 0
+  assert get("blended5").contamination == 0.05 and get("blended5").backdoor == "blended"
+  patch = confirm_robustkd.get_config("patch5")
+  assert patch.trigger.badnets.size == 5 and patch.clean_teacher_seeds == -1
+  assert round(confirm_robustkd.get_config("dose16").contamination * 1100) == 16
+  assert cifar10_robustkd.get_config("s-adba").contamination == 0
+  assert cifar10_robustkd.get_config("d-latent").student.network == "resnet-56"
+
+
+@pytest.mark.parametrize("module", [ablation_robustkd, confirm_robustkd, cifar10_robustkd])
+def test_a_wrong_setting_is_answered_by_what_there_is(module):
+  with pytest.raises(UserError, match="There are: "):
+    module.get_config("nothing")
