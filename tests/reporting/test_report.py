@@ -100,7 +100,7 @@ def test_how_strengths_were_chosen(tmp_path):
   chosen = {"method": "rkd", "seed": 1, "teacher": "clean", "strength": "base.amplitude"}
   chosen |= {"chosen": 0.25, "holdout": 197, "accuracy": {"0": 0.985, "0.25": 0.98, "0.5": 0.9}}
   said = words(page(tmp_path, cells, selection=[chosen]))
-  assert "rkd 1 clean base.amplitude 0.25 0: 98.5 %, 0.25: 98.0 %, 0.5: 90.0 %" in said
+  assert "rkd1cleanbase.amplitude0.250: 98.5 %, 0.25: 98.0 %, 0.5: 90.0 %" in said
   assert "1 choices" in said and "within one point of strength 0" in said
   assert "Strengths" not in words(page(tmp_path, cells))
 
