@@ -56,9 +56,10 @@ class Phase:
 
   @property
   def teacher(self) -> "Phase | None":
-    """The phase whose network is taught here, if any."""
+    """The phase whose network teaches here, or is trained on here, if any."""
     given = dict(self.given)
-    return given["teacher"].phase if "teacher" in given else None
+    found = given.get("teacher") or given.get("student")
+    return found.phase if found else None
 
   @functools.cached_property
   def key(self) -> str:

@@ -295,9 +295,7 @@ def kind(teacher: Phase) -> str:
   """Whether a teacher, or what it was repaired from, is the attacker's or the control's."""
   if "trigger" in teacher.method.delivers or teacher.part == "poisoned":
     return "poisoned"
-  given = dict(teacher.given)
-  before = given.get("student") or given.get("teacher")
-  return kind(before.phase) if before else "clean"
+  return kind(teacher.teacher) if teacher.teacher else "clean"
 
 
 def log_every(rounds: int, epoch: int) -> int:

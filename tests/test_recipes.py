@@ -8,10 +8,19 @@ import pytest
 
 from configs import quickstart
 from rkd_jax import config as configs
-from rkd_jax import recipes
+from rkd_jax import recipes, selection
 from rkd_jax.data.sources import Dataset, Split
 from rkd_jax.errors import UserError
-from rkd_jax.methods import agreement, consistency, kd
+from rkd_jax.methods import (
+  agreement,
+  attention,
+  consistency,
+  detox,
+  fitnet,
+  kd,
+  ofd,
+  robustkd,
+)
 from rkd_jax.setup import Setup, make_method
 
 
@@ -98,6 +107,80 @@ def test_a_method_given_whole():
   spec = {"name": "consistency", "weight": 2.0, "base": {"name": "kd", "alpha": 0.2}}
   assert make_method(spec) == consistency.Method(weight=2.0, base=kd.Method(alpha=0.2))
   assert make_method({"name": "consistency"}).base == kd.Method()
+
+
+def resolved(label, **changes):
+  return recipes.specs(setup(methods=(label,), **changes).config)[label]
+
+
+def test_nested_names_stand_for_the_configs_own_fields():
+  changes = {"method__robustkd__base": "attention", "method__attention__weight": 7.0}
+  spec = resolved("robustkd", **changes, method__detox__cap=0.4, method__detox__mask="learned")
+  assert (spec["base"]["name"], spec["base"]["weight"]) == ("attention", 7)
+  found = spec["detox"]
+  assert (found["name"], found["cap"], found["mask"]) == ("detox", 0.4, "learned")
+  method = make_method(spec)
+  assert method.base == attention.Method(weight=7.0)
+  assert method.detox == detox.Method(cap=0.4, mask="learned")
+  # One that is described, not named, is taken as it is said.
+  whole = {"name": "robustkd", "base": {"name": "ofd", "alpha": 0.5}, "detox": {"name": "detox"}}
+  method = make_method(resolved("mine", method__mine=whole, method__detox__cap=0.4))
+  assert method.base == ofd.Method(alpha=0.5) and method.detox == detox.Method()
+
+
+def test_a_label_of_ones_own_may_be_a_base():
+  mine = {"name": "consistency", "amplitude": 0.25}
+  spec = resolved("agreement", method__agreement__base="mine", method__mine=mine)
+  assert make_method(spec["base"]) == consistency.Method(amplitude=0.25, base=kd.Method())
+  with pytest.raises(UserError, match="'robustkd' wraps itself"):
+    resolved("robustkd", method__robustkd__base="robustkd")
+
+
+def test_a_variant_says_what_is_left_open(monkeypatch):
+  tuned = {"base": "fitnet", "detox": {"name": "detox", "combine": "convex"}}
+  monkeypatch.setitem(robustkd.VARIANTS, "tuned", tuned)
+  spec = resolved("robustkd", method__robustkd__variant="tuned", method__fitnet__weight=2.0)
+  assert make_method(spec) == robustkd.Method(
+    base=fitnet.Method(weight=2.0), detox=detox.Method(combine="convex"), variant="tuned"
+  )
+  changes = {"method__robustkd__variant": "tuned", "method__robustkd__base": "ofd"}
+  assert resolved("robustkd", **changes)["base"]["name"] == "ofd"  # what is said goes first
+  with pytest.raises(UserError, match=r"robustkd\.variant is 'litteral'"):
+    resolved("robustkd", method__robustkd__variant="litteral")
+
+
+@pytest.mark.parametrize("variant", ["paper", "tuned"])
+def test_both_variants_can_be_made(variant):
+  spec = resolved("robustkd", method__robustkd__variant=variant)
+  made = recipes.phases(
+    setup(), selection.with_values(spec, dict.fromkeys(selection.strengths(spec), 0.0))
+  )
+  assert made["student"].method.variant == variant and "detox" in made
+
+
+def test_rkd_is_agreement_around_consistency():
+  spec = resolved("rkd", method__kd__alpha=0.3)
+  grids = selection.strengths(spec)
+  assert [spec["name"], spec["base"]["name"]] == ["agreement", "consistency"]
+  assert spec["base"]["base"]["name"] == "kd" == recipes.innermost(spec)["name"]
+  made = recipes.phases(setup(), selection.with_values(spec, dict.fromkeys(grids, 0.0)))
+  assert list(made) == ["witness", "round1", "student"]
+  method = made["student"].method
+  assert isinstance(method, agreement.Method) and isinstance(method.base, consistency.Method)
+  assert method.base.base == kd.Method(alpha=0.3)
+
+
+def test_grids_of_a_module_of_ones_own(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / "ours").mkdir()
+  text = (
+    "import dataclasses\nfrom rkd_jax.methods import kd\n\n"
+    "@dataclasses.dataclass(frozen=True)\nclass Method(kd.Method):\n  twist: float = 0.5\n"
+  )
+  (tmp_path / "ours" / "twisted.py").write_text(text)
+  spec = resolved("mine", method__mine={"name": "ours.twisted", "twist": (0.25, 0.5)})
+  assert recipes.fields("ours.twisted")["twist"] == 0.5
+  assert selection.strengths(spec) == {("twist",): (0.0, 0.25, 0.5)}
 
 
 def test_groundwork_goes_first_whatever_wraps_it(monkeypatch):

@@ -3,7 +3,8 @@
 One run gives a table of its networks with every seed. Several give one table: a row for each
 method, a column for each run, named after its directory. Prints the table, or writes it into FILE
 between `<!-- table:NAME -->` and `<!-- /table -->`. Every number comes from a results.json, so no
-table in the documentation is typed by hand.
+table in the documentation is typed by hand. With `--against METHOD` it is the other methods' paired
+differences to that one, over all seeds of all runs.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rkd_jax.errors import UserError
+from rkd_jax.errors import UserError, nearest
+from rkd_jax.evaluation.metrics import t_interval
 from rkd_jax.reporting import results, table
 from rkd_jax.reporting.files import atomic_write
 from rkd_jax.reporting.formats import NOT_MEASURED, number, percent, term
@@ -68,6 +70,40 @@ def grid(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Cell]]]) -> str:
   seeds = sorted({seed for manifest, _ in runs.values() for seed in manifest.get("seeds") or ()})
   said = f"; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
   return f"{text}\n\nMean ACC / mean ASR (worst ASR), in per cent{said}."
+
+
+def against(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Cell]]], reference: str) -> str:
+  """Each method minus the reference, paired by run and seed: mean and 95 % Student interval."""
+  found: dict[str, dict[tuple[str, Any], dict[str, float | None]]] = {}
+  for name, (_, cells) in runs.items():
+    for cell in table.plain(cells):
+      if cell.network == "student" and cell.teacher == "poisoned" and cell.metric in ("acc", "asr"):
+        own = found.setdefault(str(cell.method), {}).setdefault((name, cell.seed), {})
+        own[cell.metric] = cell.value
+  if reference not in found:
+    raise UserError(f"No run has students of {reference!r}. {nearest(reference, found)}")
+  head = ["Method", "ACC, points", "ASR, points", "pairs"]
+  lines = [head, ["---"] * len(head)]
+  for method, own in found.items():
+    pairs = [pair for pair in own if pair in found[reference]]
+    if method == reference or not pairs:
+      continue
+    entries = []
+    for metric in ("acc", "asr"):
+      values = [(own[pair].get(metric), found[reference][pair].get(metric)) for pair in pairs]
+      entries.append(gap([a - b for a, b in values if a is not None and b is not None]))
+    lines.append([method, *entries, str(len(pairs))])
+  text = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
+  return f"{text}\n\nMinus {reference}, paired by run and seed: mean and 95 % Student interval."
+
+
+def gap(differences: Sequence[float]) -> str:
+  """A mean difference in points, and its interval where there are two or more."""
+  if not differences:
+    return NOT_MEASURED
+  mean, limits = sum(differences) / len(differences), t_interval(differences, (-1.0, 1.0))
+  shown = f" [{100 * limits[0]:+.1f}, {100 * limits[1]:+.1f}]" if limits else ""
+  return f"{100 * mean:+.1f}{shown}"
 
 
 def brief(row: table.Row | None) -> str:
@@ -147,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m rkd_jax.commands.table", description=__doc__)
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   parser.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs of runs that are done")
+  parser.add_argument("--against", metavar="METHOD", help="the differences to this method")
   parser.add_argument("--into", type=pathlib.Path, help="a Markdown file with the markers")
   parser.add_argument("--name", default="quickstart", help="of the markers (%(default)s)")
   options = parser.parse_args(argv)
@@ -156,7 +193,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       run.name if names.count(run.name) == 1 else str(run): results.read(run / "results.json")
       for run in options.runs
     }
-    text = grid(read) if len(read) > 1 else markdown(*next(iter(read.values())))
+    if options.against:
+      text = against(read, options.against)
+    else:
+      text = grid(read) if len(read) > 1 else markdown(*next(iter(read.values())))
     if options.into:
       insert(options.into, options.name, text)
     else:

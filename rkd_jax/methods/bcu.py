@@ -50,8 +50,8 @@ class Method(base.Method):
       return 0.0
     for number, stage in enumerate(stages):
       if path[0].startswith(stage):
-        return min(1.0, self.first * self.factor**number)
-    return self.head if path[0] == "head" else self.stem
+        return min(1.0, float(self.first * self.factor**number))
+    return float(self.head if path[0] == "head" else self.stem)
 
   def _redrawn(self, key, made, example):
     teacher = made["teacher"]

@@ -73,6 +73,7 @@ class Method(base.Method):
   part: ClassVar = "labelled"
 
   def __post_init__(self):
+    object.__setattr__(self, "taps", tuple(self.taps))  # JSON and configs may bring a list
     for field, known in CHOICES.items():
       if getattr(self, field) not in known:
         raise UserError(f"detox.{field} is {getattr(self, field)!r}; choose {' or '.join(known)}.")

@@ -1,8 +1,11 @@
 """The Markdown table of a run, and its place in a file."""
 
+import dataclasses
+
 import pytest
 
 from rkd_jax.commands import table
+from rkd_jax.errors import UserError
 from rkd_jax.reporting import results
 from rkd_jax.reporting.results import Cell
 
@@ -70,6 +73,121 @@ def test_the_caption_names_data_seeds_time_and_code():
 def test_a_config_of_one_method_and_a_manifest_of_nothing():
   assert table.methods({"config": {"methods": ["none"], "method": {"name": "x.y"}}}) == ["x.y"]
   assert "| kd |" in table.markdown({}, cells())
+
+
+# Several runs.
+
+
+def another(seeds=(0, 1), labels=0.05, **method):
+  """A run of kd and one more method, their accuracies and ASRs by hand, in per cent."""
+  found = []
+  for seed in seeds:
+    ours = {**COMMON, "seed": seed, "teacher_seed": seed}
+    teacher = {**ours, "network": "teacher", "teacher": "poisoned"}
+    found += [Cell(metric="acc", value=0.98, **teacher), Cell(metric="asr", value=1.0, **teacher)]
+    for name, values in method.items():
+      fields = {**ours, "network": "student", "teacher": "poisoned", "method": name}
+      fields |= {"base": "kd" if name != "kd" else None, "labels": labels}
+      for metric, value in zip(("acc", "asr"), values[seed], strict=True):
+        found.append(Cell(metric=metric, value=value / 100, **fields))
+        found.append(Cell(metric=metric, value=0.0, **{**fields, "teacher": "clean"}))
+  config = {"methods": list(method), "method": {}}
+  return {"config": config, "seeds": list(seeds)}, found
+
+
+def lines(**runs):
+  text = table.grid({name.replace("_", "|"): run for name, run in runs.items()})
+  return text.splitlines()
+
+
+FIRST = another(ours=[(90, 2), (92, 1)], kd=[(95, 50), (93, 70)])
+SECOND = another(kd=[(80, 10), (90, 0)], other=[(70, 5), (72, 3)])
+
+
+def test_a_row_for_each_network_and_a_column_for_each_run():
+  assert lines(one=FIRST, two=SECOND) == [
+    "| Network | one | two |",
+    "| --- | --- | --- |",
+    "| teacher | 98.0 / 100.0 (100.0) | 98.0 / 100.0 (100.0) |",
+    "| ours | 91.0 / 1.5 (2.0) | – |",
+    "| kd | 94.0 / 60.0 (70.0) | 85.0 / 5.0 (10.0) |",
+    "| other | – | 71.0 / 4.0 (5.0) |",
+    "",
+    "Mean ACC / mean ASR (worst ASR), in per cent; seeds 0, 1.",
+  ]
+
+
+def test_one_seed_has_no_worst():
+  found = lines(one=another((0,), kd=[(95, 50)]), two=another((0,), kd=[(80, 10)]))
+  assert found[2:4] == [
+    "| teacher | 98.0 / 100.0 | 98.0 / 100.0 |",
+    "| kd | 95.0 / 50.0 | 80.0 / 10.0 |",
+  ]
+  assert found[-1].endswith("in per cent; seed 0.")
+
+
+def test_seeds_are_those_of_all_runs_and_may_be_unknown():
+  other = {**SECOND[0], "seeds": [3, 1]}, SECOND[1]
+  assert lines(one=FIRST, two=other)[-1].endswith("; seeds 0, 1, 3.")
+  unknown = [({**manifest, "seeds": None}, cells) for manifest, cells in (FIRST, SECOND)]
+  assert lines(one=unknown[0], two=unknown[1])[-1].endswith("(worst ASR), in per cent.")
+
+
+def test_an_unknown_seed_leaves_the_entry_unknown():
+  manifest, cells = SECOND
+  lost = [c for c in cells if not (c.method == "kd" and c.metric == "asr")]
+  assert "| kd | 94.0 / 60.0 (70.0) | – |" in lines(one=FIRST, two=(manifest, lost))
+  kept = [dataclasses.replace(c, value=None) if c.seed and c.method == "kd" else c for c in cells]
+  assert "| kd | 94.0 / 60.0 (70.0) | – |" in lines(one=FIRST, two=(manifest, kept))
+
+
+def test_a_method_with_several_fractions_of_labels_is_told_apart():
+  manifest, cells = another(kd=[(80, 10), (90, 0)])
+  _, more = another(labels=0.25, kd=[(90, 4), (90, 2)])
+  found = [
+    line.replace("\u202f", " ") for line in lines(one=FIRST, a_b=(manifest, cells + more[4:]))
+  ]
+  assert found[0] == "| Network | one | a\\|b |"
+  assert "| kd (5.0 % labels) | 94.0 / 60.0 (70.0) | 85.0 / 5.0 (10.0) |" in found
+  assert "| kd (25.0 % labels) | – | 90.0 / 3.0 (4.0) |" in found
+
+
+def test_differences_are_paired_by_run_and_seed():
+  found = table.against({"one": FIRST, "two": SECOND}, "kd").splitlines()
+  assert found[0] == "| Method | ACC, points | ASR, points | pairs |"
+  # ours: ACC -5, -1 and ASR -48, -69; other: -10, -18 and -5, +3; t(.975, 1) = 12.706
+  assert found[2] == "| ours | -3.0 [-28.4, +22.4] | -58.5 [-100.0, +74.9] | 2 |"
+  assert found[3] == "| other | -14.0 [-64.8, +36.8] | -1.0 [-51.8, +49.8] | 2 |"
+  assert found[-1].startswith("Minus kd, paired by run and seed")
+  with pytest.raises(UserError, match=r"No run has students of 'kdd'\. Did you mean 'kd'"):
+    table.against({"one": FIRST}, "kdd")
+
+
+def test_one_pair_has_no_interval_and_what_is_unknown_is_no_pair():
+  manifest, cells = FIRST
+  lost = [
+    dataclasses.replace(c, value=None) if (c.method, c.metric, c.seed) == ("kd", "asr", 1) else c
+    for c in cells
+  ]
+  found = table.against({"one": (manifest, lost)}, "kd").splitlines()
+  assert found[2] == "| ours | -3.0 [-28.4, +22.4] | -48.0 | 2 |"
+
+
+def test_several_runs_are_read_and_named_after_their_directories(tmp_path, capsys):
+  paths = [tmp_path / "one", tmp_path / "two", tmp_path / "again" / "one"]
+  for path, (manifest, cells) in zip(paths, (FIRST, SECOND, SECOND), strict=True):
+    path.mkdir(parents=True)
+    results.write(path / "results.json", manifest, cells)
+  readme = tmp_path / "README.md"
+  readme.write_text("<!-- table:grid -->\n<!-- /table -->\n")
+  assert table.main([*map(str, paths[:2]), "--into", str(readme), "--name", "grid"]) == 0
+  assert table.main([*map(str, paths[:2])]) == 0
+  printed = capsys.readouterr().out
+  assert printed.startswith("| Network | one | two |") and printed.strip() in readme.read_text()
+  assert table.main([*map(str, paths)]) == 0  # two of one name
+  assert f"| Network | {paths[0]} | two | {paths[2]} |" in capsys.readouterr().out
+  assert table.main([str(paths[0]), str(tmp_path / "nowhere")]) == 2
+  assert "no file" in capsys.readouterr().err
 
 
 def test_names_cannot_break_the_table():

@@ -1,5 +1,7 @@
 """BCU: which weights are drawn anew and how many, how hot the teacher is asked, what is learned."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,8 +44,9 @@ def test_fractions_of_its_own_and_none_above_one():
   assert found == [0.2, 0.25, 0.625, 1, 1, 0.3]
 
 
-def redrawn(method, seed=2):
-  """(the teacher's variables, the student's first): statistics moved, parameters ten times."""
+@functools.lru_cache
+def world(method):
+  """(the teacher's variables, what draws a student): statistics moved, parameters ten times."""
   fresh = start.fresh(WIDE, jax.random.key(1))
   teacher = {
     "params": jax.tree.map(lambda leaf: 10 * leaf, fresh["params"]),
@@ -51,8 +54,14 @@ def redrawn(method, seed=2):
   }
   role = method.roles({"teacher": WIDE, "student": WIDE})["student"]
   example = base.Example({}, 0, 10)
-  made = jax.jit(lambda key: role.init(key, {"teacher": base.Bound(WIDE, teacher)}, example))
-  return teacher, jax.device_get(made(jax.random.key(seed)))
+  made = {"teacher": base.Bound(WIDE, teacher)}
+  return teacher, jax.jit(lambda key: role.init(key, made, example))
+
+
+def redrawn(method, seed=2):
+  """(the teacher's variables, the student's first)."""
+  teacher, draw = world(method)
+  return teacher, jax.device_get(draw(jax.random.key(seed)))
 
 
 def test_as_many_weights_are_new_as_it_says_and_the_rest_is_the_teachers_to_the_bit():

@@ -1,4 +1,4 @@
-"""NAD: attention transfer whose first tap counts half, on labels, from a tutor of one's own kind."""
+"""NAD: attention transfer whose first tap counts half, from a tutor of one's own kind."""
 
 import jax
 import jax.numpy as jnp

@@ -70,7 +70,7 @@ def test_plug_ins_around_it_hear_the_detoxified_teacher_too():
   np.testing.assert_array_equal(state.memory["keep"], keep)
 
 
-def test_an_empty_change_is_the_base_to_the_bit():
+def test_an_empty_change_is_the_base():
   nothing = detox.Method(cap=0.0)
   given = {"teacher": small.network(3)}
   for base in (kd.Method(), ofd.Method(variance="residual")):
