@@ -111,7 +111,7 @@ def brief(row: table.Row | None) -> str:
   acc, asr = (row.over(metric) if row else None for metric in ("acc", "asr"))
   if acc is None or asr is None or acc["mean"] is None or asr["mean"] is None:
     return NOT_MEASURED
-  worst = f" ({100 * asr['worst']:.1f})" if len(asr["points"]) > 1 else ""
+  worst = f" ({100 * (asr['worst'] or 0):.1f})" if len(asr["points"]) > 1 else ""
   return f"{100 * acc['mean']:.1f} / {100 * asr['mean']:.1f}{worst}"
 
 

@@ -62,7 +62,9 @@ class Method(base.Plugin):
   def survey(self, key, variables, state, batch):
     """Fills keep[N]. The defender's own labels are trusted: those examples are always kept."""
     images, index = batch["image"], batch["index"]
-    answer = self.taught(variables, images).logits.argmax(-1)
+    logits = self.taught(variables, images).logits
+    assert logits is not None, "a teacher without a head"
+    answer = logits.argmax(-1)
     agree = self._witness(variables, images) == answer
     before = variables["kept"].at[index].get(mode="fill", fill_value=False)
     if self.readmit == "never":

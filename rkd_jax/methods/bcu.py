@@ -5,6 +5,7 @@ distilled from the teacher. What it was meant to be given are clean images.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,12 +57,13 @@ class Method(base.Method):
   def _redrawn(self, key, made, example):
     teacher = made["teacher"]
     fresh, choice = jax.random.split(key)
-    old = traverse_util.flatten_dict(teacher.params)
-    new = traverse_util.flatten_dict(teacher.module.init(fresh)["params"])
+    old: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(teacher.params)
+    drawn = teacher.module.init(fresh)["params"]
+    new: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(drawn)
     for number, path in enumerate(sorted(old)):
       share = self.fraction(path, teacher.module.stages)
-      drawn = jax.random.bernoulli(jax.random.fold_in(choice, number), share, old[path].shape)
-      new[path] = jnp.where(drawn, new[path], old[path])
+      anew = jax.random.bernoulli(jax.random.fold_in(choice, number), share, old[path].shape)
+      new[path] = jnp.where(anew, new[path], old[path])
     return {**teacher.variables, "params": traverse_util.unflatten_dict(new)}
 
   def targets(self, frozen, batch, key):

@@ -19,8 +19,8 @@ class Method(base.Method):
   """
 
   smoothing: float = 0.0
-  sam: float = 0.0
-  sam_adaptive: bool = False
+  sam: float = 0.0  # type: ignore[misc]
+  sam_adaptive: bool = False  # type: ignore[misc]
 
   def __post_init__(self):
     check_range("supervised.smoothing", self.smoothing, 0, 1)
