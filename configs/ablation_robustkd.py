@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 WEIGHTS = (0.0, 1.0, 10.0)
+VARIANCE_WEIGHTS = (0.0, 1.0, 10.0, 100.0)
 SHARES = (0.0, 0.25, 0.5)
 LEARNED_MASK = {
   "name": "detox", "combine": "convex", "mask": "learned", "grain": "channel", "cap": 1.0,
@@ -51,7 +52,7 @@ PARTS: dict[str, dict[str, Any]] = {
   "detox_inverted": {"name": "robustkd", "detox": {**LEARNED_MASK, "inverted": True}},
   # feature variance, on plain OFD
   **{
-    f"variance_{kind}": {"name": "ofd", "variance": kind, "variance_weight": WEIGHTS}
+    f"variance_{kind}": {"name": "ofd", "variance": kind, "variance_weight": VARIANCE_WEIGHTS}
     for kind in ("residual", "moments", "views")
   },
   # consistency, around KD
@@ -65,7 +66,7 @@ PARTS: dict[str, dict[str, Any]] = {
   # repairs of the teacher, then KD
   "finetune": {"name": "finetune"},
   "ft_sam": {"name": "ft_sam"},
-  "nad": {"name": "nad"},
+  "nad": {"name": "nad", "epochs": 100},  # as many steps as fine-tuning: 10 are too few here
   "bcu": {"name": "bcu"},
 }
 
@@ -76,7 +77,7 @@ def get_config(arg: str | None = None) -> Config:
   for label, spec in PARTS.items():
     config.method[label] = spec
   config.methods = ("none", "kd", *PARTS, "rkd")
-  config.clean_teacher_seeds = 0
+  config.clean_teacher_seeds = 0 if config.contamination else 1
   return config
 
 

@@ -53,5 +53,6 @@ def get_config(arg: str | None = None) -> Config:
   config = setting(arg or "patch5", SETTINGS)
   config.method.robustkd_tuned = {"name": "robustkd", "variant": "tuned"}
   config.methods = ("none", "kd") if str(arg).startswith("dose") else METHODS
-  config.clean_teacher_seeds = 0 if str(arg).startswith("dose") else -1
+  # A low ASR cannot hide a high carried one; a high one on a clean pool may be the trigger's own.
+  config.clean_teacher_seeds = 1 if config.contamination else -1
   return config

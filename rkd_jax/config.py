@@ -17,8 +17,13 @@ from rkd_jax.errors import UserError, check_range, nearest
 from rkd_jax.phases import Config
 from rkd_jax.training.optimizer import Optimizer
 
-# The recommended recipe: a composition, no class of its own (docs/robustkd.md says what each does).
-RKD = {"name": "agreement", "base": {"name": "consistency", "amplitude": (0.0, 0.5)}}
+# The recommended recipe: a composition, no class of its own (docs/robustkd.md says why). One round:
+# on digits a second brings nothing, and what is dropped once cannot come back by a fooled witness.
+RKD = {
+  "name": "agreement",
+  "rounds": 1,
+  "base": {"name": "consistency", "amplitude": (0.0, 0.25, 0.5), "base": "kd"},
+}
 DTYPES = ("float32", "bfloat16")  # of the computation
 
 

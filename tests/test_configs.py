@@ -43,7 +43,8 @@ def test_the_settings_differ_as_they_say():
   assert get("adba15").method.adba.cap == 0.15 and get("adba15").contamination == 0
   assert get("blended5").contamination == 0.05 and get("blended5").backdoor == "blended"
   patch = confirm_robustkd.get_config("patch5")
-  assert patch.trigger.badnets.size == 5 and patch.clean_teacher_seeds == -1
+  assert patch.trigger.badnets.size == 5 and patch.clean_teacher_seeds == 1
+  assert confirm_robustkd.get_config("latent0").clean_teacher_seeds == -1
   assert round(confirm_robustkd.get_config("dose16").contamination * 1100) == 16
   assert cifar10_robustkd.get_config("s-adba").contamination == 0
   assert cifar10_robustkd.get_config("d-latent").student.network == "resnet-56"
