@@ -88,7 +88,8 @@ def describe_method(method: Method) -> dict[str, Any]:
     name: describe_method(value) if isinstance(value, Method) else value
     for name, value in fields.items()
   }
-  return {"name": type(method).__module__, "source": source_of(type(method)), **plain}
+  name = f"{type(method).__module__}.{type(method).__qualname__}"
+  return {"name": name, "source": source_of(type(method)), **plain}
 
 
 @functools.lru_cache
@@ -107,6 +108,7 @@ def common_code() -> str:
   files = [*root.glob("training/*.py"), *root.glob("data/*.py")]
   files += [root / f for f in ("losses.py", "repeat.py", "implicit.py", "methods/views.py")]
   files += [root / "backdoors" / f for f in ("base.py", "learned.py", "plans.py", "poison.py")]
+  files += [root / f for f in ("networks.py", "evaluation/predictions.py")]
   files += [root / "models" / f for f in ("connector.py", "network.py", "norm.py")]
   text = "".join(file.read_text() for file in sorted(files))
   return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -14,12 +14,11 @@ from typing import Any
 
 from rkd_jax import lookup
 from rkd_jax.errors import UserError, nearest
-from rkd_jax.methods.base import Plugin
+from rkd_jax.methods.base import Method, Plugin
 from rkd_jax.phases import Config, Delivery, Phase
 from rkd_jax.setup import Setup, Spec, make_method
 
 Phases = dict[str, Phase]
-FINETUNE = {"steps": 0, "batch_size": 64, "optimizer": {"learning_rate": 0.01}}
 
 
 def none(setup: Setup) -> Phases:
@@ -47,11 +46,14 @@ def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
 # Repairs: the teacher first, then any method from the repaired one.
 
 
-def finetuned(setup: Setup, name: str, epochs: int, **supervised: Any) -> Phase:
-  """The teacher trained on with the defender's labels."""
-  method, train = make_method({"name": "supervised", **supervised}), {**FINETUNE, "epochs": epochs}
-  given, own = {"student": setup.teacher}, {"student": setup.config.teacher.network}
-  return setup.phase(name, method, "labelled", "labelled", given, train=train, networks=own)
+def trained_on(setup: Setup, name: str, method: Method, given: Any, epochs: int) -> Phase:
+  """A phase on the labels whose student is the teacher itself: SGD .01, cosine."""
+  sgd = {"name": "sgd", "learning_rate": 0.01, "schedule": "cosine", "warmup": 0.0}
+  train, own = {"steps": 0, "epochs": epochs, "optimizer": sgd}, setup.config.teacher.network
+  return setup.phase(
+    name, method, "labelled", "labelled", {"student": setup.teacher, **given},
+    train=train, networks={"student": own},
+  )  # fmt: skip
 
 
 def then(setup: Setup, repairs: Phases, base: Spec) -> Phases:
@@ -61,46 +63,49 @@ def then(setup: Setup, repairs: Phases, base: Spec) -> Phases:
 
 
 def finetune(setup: Setup, *, base: Any = "kd", epochs: int = 100) -> Phases:
-  """Plain fine-tuning of the teacher on the labels (BackdoorBench: SGD .01, cosine, 100 epochs)."""
-  return then(setup, {"repaired": finetuned(setup, "repaired", epochs)}, base)
+  """Plain fine-tuning of the teacher on the labels (BackdoorBench: 100 epochs)."""
+  repaired = trained_on(setup, "repaired", make_method({"name": "supervised"}), {}, epochs)
+  return then(setup, {"repaired": repaired}, base)
 
 
 def ft_sam(setup: Setup, *, base: Any = "kd", epochs: int = 100, radius: float = 2.0) -> Phases:
   """Fine-tuning with adaptive SAM (Zhu et al. 2023, FT-SAM): radius 2, label smoothing .1."""
-  sam = {"sam": radius, "sam_adaptive": True, "smoothing": 0.1}
-  return then(setup, {"repaired": finetuned(setup, "repaired", epochs, **sam)}, base)
+  sam = {"name": "supervised", "sam": radius, "sam_adaptive": True, "smoothing": 0.1}
+  return then(
+    setup, {"repaired": trained_on(setup, "repaired", make_method(sam), {}, epochs)}, base
+  )
 
 
 def nad(setup: Setup, *, base: Any = "kd", epochs: int = 10, **fields: Any) -> Phases:
   """Neural attention distillation (Li et al. 2021): a fine-tuned copy teaches the teacher."""
-  tutor = finetuned(setup, "tutor", epochs)
-  method, train = make_method({"name": "nad", **fields}), {**FINETUNE, "epochs": epochs}
-  own = {"student": setup.config.teacher.network}
-  given = {"teacher": tutor["student"], "student": setup.teacher}
-  repaired = setup.phase("repaired", method, "labelled", "labelled", given, False, train, own)
+  tutor = trained_on(setup, "tutor", make_method({"name": "supervised"}), {}, epochs)
+  method, given = make_method({"name": "nad", **fields}), {"teacher": tutor["student"]}
+  repaired = trained_on(setup, "repaired", method, given, epochs)
   return then(setup, {"tutor": tutor, "repaired": repaired}, base)
 
 
 def bcu(setup: Setup, *, base: Any = "kd", **fields: Any) -> Phases:
   """Backdoor cleansing with unlabeled data (Pang et al. 2023): a partly redrawn copy of the teacher
   is distilled from it on the pool."""
-  method, own = make_method({"name": "bcu", **fields}), {"student": setup.config.teacher.network}
-  given, train = {"teacher": setup.teacher}, {"optimizer": {"learning_rate": 0.01}}
-  repaired = setup.phase("repaired", method, "pool", "student", given, train=train, networks=own)
+  train = setup.config.student
+  epoch = max(1, len(setup.dataset.train) // train.batch_size)
+  ramp = {"ramp": fields.get("ramp") or train.steps or train.epochs * epoch}
+  repaired = setup.phase(
+    "repaired", make_method({"name": "bcu", **fields, **ramp}), "pool", "student",
+    {"teacher": setup.teacher}, train={"optimizer": {"learning_rate": 0.01}},
+    networks={"student": setup.config.teacher.network},
+  )  # fmt: skip
   return then(setup, {"repaired": repaired}, base)
 
 
 def detoxified(setup: Setup, spec: Spec) -> tuple[Phases, dict[str, Delivery]]:
   """What turns the teacher's features into what robustkd's students are taught."""
-  method, roles = make_method(spec["detox"]), {"teacher": setup.teacher}
-  phases = {}
-  if method.inverted:  # type: ignore[attr-defined]
-    search = make_method({"name": "inversion", **given(setup.config, "inversion")})
-    steps = {"steps": search.steps, "batch_size": search.batch_size}  # type: ignore[attr-defined]
-    suspects = setup.phase("inversion", search, "labelled", "labelled", roles, train=steps)
-    phases, roles = {"inversion": suspects}, {**roles, "suspect": suspects["suspect"]}
-  steps = {"steps": method.steps}  # type: ignore[attr-defined]
-  phases["detox"] = setup.phase("detox", method, "labelled", "labelled", roles, train=steps)
+  method, given, phases = make_method(spec["detox"]), {"teacher": setup.teacher}, {}
+  if spec["detox"].get("inverted"):
+    search = make_method({"name": "inversion", **configured(setup.config, "inversion")})
+    phases["inversion"] = setup.phase("inversion", search, "labelled", "labelled", given)
+    given = {**given, "suspect": phases["inversion"]["suspect"]}
+  phases["detox"] = setup.phase("detox", method, "labelled", "labelled", given)
   return phases, {"mask": phases["detox"]["mask"]}
 
 
@@ -175,13 +180,31 @@ def fields(name: str) -> dict[str, Any]:
 def specs(config: Config) -> dict[str, Spec]:
   """{label: Spec} of the methods that the config compares, bases and all."""
   if "name" in config.method:
-    return {config.method.name: resolved(config, config.method.to_dict())}
+    given = {config.method.name: config.method.to_dict()}
+  else:
+    given = {label: {"name": label} | configured(config, label) for label in config.methods}
+  found = {label: resolved(config, spec) for label, spec in given.items()}
+  for spec in found.values():
+    if spec["name"] not in RECIPES and "student" not in make_method(without_grids(spec)).delivers:
+      raise UserError(f"{spec['name']!r} trains no student, so it cannot be one of config.methods.")
+  return found
+
+
+def without_grids(spec: Spec) -> Spec:
+  """The spec without the fields that hold several numbers where one belongs."""
+  defaults = fields(spec["name"])
   return {
-    label: resolved(config, {"name": label} | given(config, label)) for label in config.methods
+    field: without_grids(value) if isinstance(value, dict) and "name" in value else value
+    for field, value in spec.items()
+    if not (is_number(defaults.get(field)) and isinstance(value, tuple | list))
   }
 
 
-def given(config: Config, label: str) -> Spec:
+def is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def configured(config: Config, label: str) -> Spec:
   return config.method[label].to_dict() if label in config.method else {}
 
 
@@ -192,14 +215,25 @@ def resolved(config: Config, spec: Spec, above: tuple[str, ...] = ()) -> Spec:
     raise UserError(f"No method is called {name!r}. {nearest(name, names())}")
   if name in above:
     raise UserError(f"The method {name!r} wraps itself: {' around '.join((*above, name))}.")
+  if above and name in RECIPES and above[-1] not in REPAIRS:
+    raise UserError(
+      f"{above[-1]!r} cannot wrap {name!r}, which is several phases; let {name!r} be the outer one."
+    )
+  spec = {field: single_number(value) for field, value in spec.items()}
   if "." in name or name in lookup.names("methods"):
     spec = lookup.load("methods", name).complete(spec)
   for field, default in nested(name).items():
     inner = spec.get(field) or default
     if isinstance(inner, str):
-      inner = {"name": inner} | given(config, inner)
+      inner = {"name": inner} | configured(config, inner)
     spec = spec | {field: resolved(config, inner, (*above, name))}
   return spec
+
+
+def single_number(value: Any) -> Any:
+  """A grid of one value is that value: how a command line says it of a key that holds a grid."""
+  alone = isinstance(value, tuple | list) and len(value) == 1 and isinstance(value[0], int | float)
+  return value[0] if alone else value
 
 
 def innermost(spec: Spec) -> Spec | None:

@@ -52,20 +52,19 @@ def _strengths(spec: Spec, above: Path) -> Iterator[tuple[Path, tuple[float, ...
       yield from _strengths(dict(value), (*above, field))
   defaults = recipes.fields(spec["name"])
   for field, value in spec.items():
-    if _is_number(defaults.get(field)) and isinstance(value, tuple | list):
-      yield (*above, field), _grid(spec["name"], field, value)
+    if isinstance(value, tuple | list) and not isinstance(defaults.get(field), tuple | list):
+      yield (*above, field), _grid(f"{spec['name']}.{field}", defaults.get(field), value)
 
 
-def _grid(name: str, field: str, values: Any) -> tuple[float, ...]:
-  if not all(_is_number(v) and v >= 0 for v in values) or len({0, *values}) < 2:
+def _grid(name: str, default: Any, values: Any) -> tuple[float, ...]:
+  number = recipes.is_number
+  if not number(default) or not all(number(v) and v >= 0 for v in values) or len(set(values)) < 2:
     raise UserError(
-      f"{name}.{field} is {values}; a grid of strengths is several numbers >= 0, as (0.0, 0.1)."
+      f"{name} is {values}; only a number's field takes a grid of strengths, which is several "
+      "numbers >= 0, as (0.0, 0.1)."
     )
-  return tuple(sorted({0.0, *map(float, values)}))
-
-
-def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool)
+  kind = type(default)
+  return tuple(sorted({kind(0), *map(kind, values)}))
 
 
 def with_values(spec: Spec, values: Mapping[Path, float]) -> Spec:
@@ -74,6 +73,14 @@ def with_values(spec: Spec, values: Mapping[Path, float]) -> Spec:
     inner = with_values(spec[field], {tuple(rest): value}) if rest else value
     spec = spec | {field: inner}
   return spec
+
+
+def candidates(spec: Spec) -> list[Spec]:
+  """Specs in which each value of each grid stands once, the other strengths at 0."""
+  grids = strengths(spec)
+  zeros = dict.fromkeys(grids, 0.0)
+  found = [with_values(spec, {**zeros, path: v}) for path, grid in grids.items() for v in grid]
+  return found or [spec]
 
 
 def check(label: str, spec: Spec, holdout: int) -> None:

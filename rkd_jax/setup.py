@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rkd_jax import lookup
+from rkd_jax.data import seeds
 from rkd_jax.data.sources import Dataset
 from rkd_jax.errors import UserError, nearest
 from rkd_jax.methods.attack import Attack
@@ -17,16 +18,8 @@ from rkd_jax.networks import Networks
 from rkd_jax.phases import Config, Delivery, Phase, source_of
 
 Spec = dict[str, Any]  # {"name": ..., field: value, "base": Spec}
-UNUSED = dict.fromkeys(("network", "poison", "plan"))  # of a section: they stand elsewhere
+ELSEWHERE = ("network", "poison", "plan")  # a section's keys that stand elsewhere in the settings
 ATTACKERS = 5  # networks of the attacker's own that say whom to trigger ("boundary")
-
-
-@dataclasses.dataclass(frozen=True)
-class Planted:
-  """A backdoored teacher, and where its trigger comes from (None: it is fixed)."""
-
-  teacher: Delivery
-  trigger: Delivery | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,26 +47,27 @@ class Setup:
     part: str,
     section: str,
     given: Mapping[str, Delivery] | None = None,
+    *,
     shared: bool = False,
     train: Mapping[str, Any] | None = None,
     networks: Mapping[str, str] | None = None,
   ) -> Phase:
-    """A phase trained as the config's `section` says.
+    """A phase trained as the config's `section` says, and the method's `trains`.
 
     Args:
       shared: whether other runs may want it too.
       train: what differs from the section; of its "optimizer", only what differs.
       networks: {role: architecture} that differ: whoever trains a teacher trains it as "student".
     """
-    config, train = self.config, dict(train or {})
+    config, train = self.config, {**method.trains(), **(train or {})}
     names = {r: config[r].network for r in ("teacher", "student")} | config.networks.to_dict()
     found = Networks(config, self.dataset, {**names, **(networks or {})})
     method.roles(found)
-    trains = config[section].to_dict()
+    trains = {k: v for k, v in config[section].to_dict().items() if k not in ELSEWHERE}
     optimizer = {**trains["optimizer"], **train.pop("optimizer", {})}
     settings = {
       "data": self.dataset.fingerprint,
-      "train": {**trains, **train, "optimizer": optimizer, **UNUSED},
+      "train": {**trains, **train, "optimizer": optimizer},
       "networks": found.asked,
       "models": {role: source_of(type(found[role].module)) for role in found.asked},
       "precision": [config.dtype, config.bn_group],
@@ -123,10 +117,9 @@ class Setup:
     if self.attack is None:
       return None
     if isinstance(self.attack, Attack):
-      given, steps = {"teacher": self.benign["student"]}, {"steps": self.attack.search_steps}
-      return self.phase(
-        "trigger", self.attack, "clean", "teacher", given, shared=True, train=steps
-      )["trigger"]
+      given = {"teacher": self.benign["student"]}
+      search = self.phase("trigger", self.attack, "clean", "teacher", given, shared=True)
+      return search["trigger"]
     return self.phase("teacher", self.attack, "clean", "teacher", shared=True)["trigger"]
 
   @functools.cached_property
@@ -142,11 +135,11 @@ class Setup:
     search, attack = self.trigger.phase, self.attack
     found = {name: search[name] for name in attack.delivers if name != "trigger"}
     given = {"student": self.benign["student"], **found}
-    rate = {"learning_rate": attack.plant_rate}
-    train = {"steps": 0, "epochs": attack.plant_epochs, "optimizer": rate}
-    return self.phase(
-      "teacher", attack.plant(), "poisoned", "teacher", given, True, train, own
-    )["student"]  # fmt: skip
+    planted = self.phase(
+      "teacher", attack.plant(), "poisoned", "teacher", given,
+      shared=True, train=attack.planting(), networks=own,
+    )  # fmt: skip
+    return planted["student"]
 
   @functools.cached_property
   def benign(self) -> Phase:
@@ -159,8 +152,8 @@ class Setup:
     seeds, trained as the defender would."""
     if self.config.plan != "boundary":
       return []
-    seeds = [self.seed + 1000 * number for number in range(1, ATTACKERS + 1)]
-    return [dataclasses.replace(self, seed=seed).alone() for seed in seeds]
+    own = [seeds.fold(self.seed, "attacker", number) for number in range(ATTACKERS)]
+    return [dataclasses.replace(self, seed=seed).alone() for seed in own]
 
   # The defender's side.
 

@@ -94,9 +94,9 @@ class Story:
     self.runner.parts(self.seed)
     for label, spec in self.specs.items():
       selection.check(label, spec, len(self.runner.dataset.holdout))
-      largest = {path: grid[-1] for path, grid in selection.strengths(spec).items()}
-      for phase in recipes.phases(self.setup(), selection.with_values(spec, largest)).values():
-        self.runner.check(phase)
+      for candidate in selection.candidates(spec):
+        for phase in recipes.phases(self.setup(), candidate).values():
+          self.runner.check(phase)
     self.runner.check(self.setup().teacher.phase)
 
   def setup(self, kind: str = "poisoned") -> Setup:
@@ -109,7 +109,7 @@ class Story:
     teachers = {kind: asked(f"teacher/{kind}", teacher) for kind, teacher in self.teachers.items()}
     alone = {labels: asked(f"none/{labels:g}", network) for labels, network in self.alone.items()}
     students = {label: self.student(label, asked) for label in self.specs}
-    for labels in set(alone) - {self.config.labels}:
+    for labels in sorted(set(alone) - {self.config.labels}):
       fields = dict.fromkeys(("base", "threat", "contamination"))
       more = {"method": "none", "labels": labels, **fields}
       students[f"none/{labels:g}"] = Student(more, {"student": alone[labels]})
@@ -163,12 +163,15 @@ class Story:
   def undefended(self, spec: recipes.Spec) -> str | None:
     """The label of the plain method that this one wraps, or of its namesake; for others, of kd."""
     if inner := recipes.innermost(spec):
-      same = [label for label, other in self.specs.items() if other == inner]
-      alike = [label for label, other in self.specs.items() if other["name"] == inner["name"]]
-      return next(iter([*same, *alike]), None)
-    if spec["name"] == "kd":
-      return None
-    return next((label for label, other in self.specs.items() if other["name"] == "kd"), None)
+      return self.plain(inner)
+    return self.plain(spec) or self.plain({"name": "kd"}) if spec["name"] != "kd" else None
+
+  def plain(self, spec: recipes.Spec) -> str | None:
+    """The label of another entry that is this method, or else this method as the config has it."""
+    same = [label for label, other in self.specs.items() if other == spec and other is not spec]
+    named = spec["name"]
+    bare = [named] if self.specs.get(named, {}).get("name") == named else []
+    return next(iter([*same, *(label for label in bare if self.specs[label] is not spec)]), None)
 
 
 class Interview:

@@ -306,3 +306,23 @@ def test_fields_that_a_recipe_does_not_take():
     recipes.phases(setup(), {"name": "none", "rounds": 3})
   with pytest.raises(UserError, match="has no field 'alhpa'"):
     recipes.phases(setup(), {"name": "kd", "alhpa": 3})
+
+
+def test_several_phases_stand_outermost():
+  for outer, inner in (("consistency", "agreement"), ("agreement", "nad")):
+    with pytest.raises(UserError, match=f"'{outer}' cannot wrap '{inner}', which is several phases"):
+      resolved(outer, **{f"method__{outer}__base": inner})
+  assert resolved("finetune", method__finetune__base="agreement")["base"]["name"] == "agreement"
+
+
+def test_what_trains_no_student_is_no_method_to_compare():
+  for name in ("detox", "cheatkd", "inversion"):
+    with pytest.raises(UserError, match=f"'{name}' trains no student"):
+      recipes.specs(setup(methods=(name,)).config)
+
+
+def test_a_grid_of_one_is_that_value():
+  made = setup()
+  made.config.method.rkd.base.amplitude = (0.25,)
+  spec = recipes.resolved(made.config, {"name": "rkd"} | recipes.configured(made.config, "rkd"))
+  assert spec["base"]["amplitude"] == 0.25 and not selection.strengths(spec)

@@ -145,8 +145,8 @@ def test_an_attack_in_two_steps(search):
   assert phase.setting("networks") == {"student": WIDE}
   assert phase.setting("poison")["made_by"] == found.key
   assert (train(phase)["steps"], train(phase)["epochs"]) == (0, 3)
-  rest = train(made.benign)["optimizer"] | {"learning_rate": 0.002}
-  assert train(phase)["optimizer"] == rest and rest["momentum"] == 0.8
+  rest = train(made.benign)["optimizer"] | {"learning_rate": 0.002, "momentum": 0.9}
+  assert train(phase)["optimizer"] == rest  # as the attack says, whatever the teacher's has
   assert kind(phase) == "poisoned" and kind(made.benign) == "clean"
 
 
@@ -211,7 +211,7 @@ def test_whom_the_attackers_witnesses_choose():
   changes = {"seed": 2, "plan": "boundary"}
   made = setup(**changes)
   assert len(made.attackers()) == ATTACKERS and not setup(seed=2).attackers()
-  assert [p.seed for p in made.attackers()] == [1002, 2002, 3002, 4002, 5002]
+  assert len({2, *(p.seed for p in made.attackers())}) == ATTACKERS + 1
   for phase in made.attackers():
     assert phase == setup(**changes | {"seed": phase.seed}).alone() and phase.part == "labelled"
     assert phase.setting("poison") is None

@@ -65,6 +65,9 @@ class Parts:
         f"config.contamination={self.contamination} means {wanted} triggered images, but {free} "
         f"of {self.size} are unlabelled (the labelled part is clean). Lower it, or config.labels."
       )
+    self._poisoned()
+    if self.pool_plan != "boundary":  # whose score asks networks
+      _ = self.contaminated
 
   @property
   def size(self) -> int:
@@ -72,8 +75,10 @@ class Parts:
 
   def count(self, part: str) -> int:
     """How many examples a part has, without planning who is triggered."""
-    known = {"labelled": 0, "labelled+holdout": len(self.dataset.holdout)}
-    return len(self.labelled) + known[part] if part in known else self.size
+    if part == "labelled":
+      return len(self._labelled())
+    held = len(self.dataset.holdout)
+    return len(self.labelled) + held if part == "labelled+holdout" else self.size
 
   @functools.cached_property
   def labelled(self) -> np.ndarray:

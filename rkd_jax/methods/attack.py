@@ -42,10 +42,13 @@ class Attack(base.Method):
   delivers: ClassVar = {"trigger": "trigger"}
 
   def __post_init__(self):
-    check_range("attack.search_steps", self.search_steps, 1, 10**9)
-    check_range("attack.learning_rate", self.learning_rate, 1e-12, 1e3)
-    check_range("attack.plant_epochs", self.plant_epochs, 1, 10**9)
-    check_range("attack.plant_rate", self.plant_rate, 1e-12, 1e3)
+    for field in ("search_steps", "plant_epochs"):
+      check_range(f"{self.name}.{field}", getattr(self, field), 1, 10**9)
+    for field in ("learning_rate", "plant_rate"):
+      check_range(f"{self.name}.{field}", getattr(self, field), 1e-12, 1e3)
+
+  def trains(self):
+    return {"steps": self.search_steps}
 
   def roles(self, networks):
     return {
@@ -70,6 +73,12 @@ class Attack(base.Method):
     """Images float[B, H, W, C] with the trigger in full: clipped, not rounded, differentiable."""
     backdoor = Backdoor(target=self.target, rounding=False, **self.trigger(raw))
     return backdoor.stored(backdoor.put(images))
+
+  def planting(self) -> dict[str, Any]:
+    """How the teacher is trained on, as `Method.trains` has it."""
+    sgd = {"name": "sgd", "momentum": 0.9, "nesterov": True, "schedule": "cosine", "warmup": 0.0}
+    optimizer = {**sgd, "learning_rate": self.plant_rate}
+    return {"steps": 0, "epochs": self.plant_epochs, "optimizer": optimizer}
 
   def plant(self) -> base.Method:
     """How the benign teacher learns the trigger: on the poisoned part, as its "student"."""

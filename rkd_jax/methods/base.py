@@ -118,6 +118,15 @@ class Method:
   part: ClassVar[str] = "pool"
   nested: ClassVar[Mapping[str, str]] = {}
 
+  @property
+  def name(self) -> str:
+    """What it is called in a config, for messages."""
+    return type(self).__module__.rsplit(".", 1)[-1]
+
+  def trains(self) -> dict[str, Any]:
+    """What differs from the config's section in how its phase trains, as {"steps": 100}."""
+    return {}
+
   @classmethod
   def complete(cls, spec: dict[str, Any]) -> dict[str, Any]:
     """A described method with what it leaves open: here, the methods nested in it."""
@@ -211,7 +220,8 @@ class Plugin(Method):
 
   The base's state lives in `state["base"]`, the plug-in's own entries beside it. Each hook first
   does what the base does; a subclass calls `super()` and adds to the result, drawing from
-  `self.own(key)`. What it delivers beside the base's it names in `adds`.
+  `self.own(key)`. What it delivers beside the base's it names in `adds`. The base sees the networks
+  as `seen` shows them.
   """
 
   base: Method = dataclasses.field(kw_only=True)
@@ -223,6 +233,13 @@ class Plugin(Method):
     while isinstance(base, Plugin):
       depth, base = depth + 1, base.base
     return jax.random.fold_in(jax.random.fold_in(key, OWN), depth)
+
+  def seen(self, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The networks as the base sees them; a plug-in that repairs one puts it in its place."""
+    return variables
+
+  def trains(self):
+    return self.base.trains()
 
   @property
   def turns(self):  # type: ignore[override]
@@ -258,23 +275,24 @@ class Plugin(Method):
     return {"base": self.base.init_state(key, variables, example)}
 
   def survey(self, key, variables, state, batch) -> dict[str, Tree]:
-    return {**state, "base": self.base.survey(key, variables, state["base"], batch)}
+    return {**state, "base": self.base.survey(key, self.seen(variables), state["base"], batch)}
 
   def check(self, state):
     self.base.check(state["base"])
 
   def batch(self, key, variables, state, batch, step):
-    batch, base = self.base.batch(key, variables, state["base"], batch, step)
+    batch, base = self.base.batch(key, self.seen(variables), state["base"], batch, step)
     return batch, {**state, "base": base}
 
   def taught(self, frozen, images):
-    return self.base.taught(frozen, images)
+    return self.base.taught(self.seen(frozen), images)
 
   def targets(self, frozen, batch, key):
-    return self.base.targets(frozen, batch, key)
+    return self.base.targets(self.seen(frozen), batch, key)
 
   def loss(self, player, variables, state, batch, targets, key, step):
-    terms, aux = self.base.loss(player, variables, state["base"], batch, targets, key, step)
+    networks = self.seen(variables)
+    terms, aux = self.base.loss(player, networks, state["base"], batch, targets, key, step)
     if aux.state is not None:
       aux = dataclasses.replace(aux, state={**state, "base": aux.state})
     return terms, aux
@@ -315,6 +333,12 @@ def network(networks: Mapping[str, Any], role: str) -> Any:
       f"Add --config.networks.{role}, as in wideresnet-10-1, to the config."
     )
   return networks[role]
+
+
+def tapped(taps: Any) -> tuple[str, ...]:
+  """Names of stages as a tuple: from a config's list, or from "stage1,stage2"."""
+  given = (taps,) if isinstance(taps, str) else tuple(taps)
+  return tuple(tap for some in given for tap in some.split(",") if tap)
 
 
 def implements(method: Method, hook: str) -> bool:

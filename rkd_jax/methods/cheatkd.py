@@ -40,7 +40,11 @@ class Method(attack.Attack):
   def __post_init__(self):
     super().__post_init__()
     check_range("cheatkd.cap", self.cap, 1e-6, 1)
-    object.__setattr__(self, "taps", tuple(self.taps))  # JSON and configs may bring a list
+    object.__setattr__(self, "taps", base.tapped(self.taps))
+
+  def roles(self, networks):
+    self.tapped(base.network(networks, "teacher").stages)
+    return super().roles(networks)
 
   def draw(self, key, made, example):
     mask, pattern = jax.random.split(key)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rkd_jax import losses
 from rkd_jax.errors import UserError, check_range, nearest
-from rkd_jax.methods import base
+from rkd_jax.methods import base, features
 from rkd_jax.models.network import Edit
 
 CHOICES = {
@@ -73,7 +73,7 @@ class Method(base.Method):
   part: ClassVar = "labelled"
 
   def __post_init__(self):
-    object.__setattr__(self, "taps", tuple(self.taps))  # JSON and configs may bring a list
+    object.__setattr__(self, "taps", base.tapped(self.taps))
     for field, known in CHOICES.items():
       if getattr(self, field) not in known:
         raise UserError(f"detox.{field} is {getattr(self, field)!r}; choose {' or '.join(known)}.")
@@ -81,6 +81,9 @@ class Method(base.Method):
     for field in ("weight", "guard"):
       check_range(f"detox.{field}", getattr(self, field), 0, 1e6)
     check_range("detox.steps", self.steps, 1, 10**9)
+
+  def trains(self):
+    return {"steps": self.steps}
 
   def roles(self, networks):
     teacher = base.network(networks, "teacher")
@@ -121,6 +124,10 @@ class Method(base.Method):
       }
       new[stage] = old | {name: old[name] + more[name] for name in more}
     return new
+
+  def check(self, state):
+    known = {stage: jnp.isfinite(seen["sum"]).all() for stage, seen in state.items()}
+    features.refuse(stage for stage, ok in known.items() if not ok)
 
   def untouched(self, known: base.Tree) -> jax.Array:
     """Var F of one tap, from what the survey saw."""

@@ -6,7 +6,7 @@ compares and how; stages, connectors, the terms on variance and the checks are h
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -60,9 +60,7 @@ class Method(kd.Method):
 
   def __post_init__(self):
     super().__post_init__()
-    # As `config.methods`: a list, or names with commas between, as a command line gives them.
-    given = ",".join(map(str, (self.taps,) if isinstance(self.taps, str) else self.taps))
-    object.__setattr__(self, "taps", tuple(tap for tap in given.split(",") if tap))
+    object.__setattr__(self, "taps", base.tapped(self.taps))
     if self.variance not in VARIANCES:
       raise UserError(
         f"{self.name}.variance is {self.variance!r}; choose one of {', '.join(VARIANCES)}."
@@ -70,10 +68,6 @@ class Method(kd.Method):
     check_range(f"{self.name}.weight", self.weight, 0, 1e9)
     check_range(f"{self.name}.variance_weight", self.variance_weight, 0, 1e9)
     check_range(f"{self.name}.amplitude", self.amplitude, 0, 1)
-
-  @property
-  def name(self) -> str:
-    return type(self).__module__.rsplit(".", 1)[-1]
 
   # What a subclass says.
 
@@ -157,14 +151,7 @@ class Method(kd.Method):
     return self.observe({**state, "finite": known}, taught, mask)
 
   def check(self, state):
-    wrong = [stage for stage, ok in state["finite"].items() if not ok]
-    if wrong:
-      raise UserError(
-        f"The teacher's features are not finite on these images (inf or NaN in "
-        f"{', '.join(wrong)}), so nothing can be learned from them. The teacher's training "
-        f"diverged, or overflowed: lower --config.teacher.optimizer.learning_rate, or use "
-        f"--config.dtype=float32."
-      )
+    refuse(stage for stage, ok in state["finite"].items() if not ok)
 
   # What the student is told.
 
@@ -226,6 +213,16 @@ def fitting(teacher: Sizes, student: Sizes) -> str:
   if not fits:
     return "No two of their stages have the same height and width."
   return f"Pairs that fit, teacher first: {', '.join(fits)}; as in taps=({fits[-1]!r},)."
+
+
+def refuse(stages: Iterable[str]) -> None:
+  """Raises a `UserError` if there are stages where the teacher's features are not finite."""
+  if wrong := ", ".join(stages):
+    raise UserError(
+      f"The teacher's features are not finite on these images (inf or NaN in {wrong}), so nothing "
+      "can be learned from them. The teacher's training diverged, or overflowed: lower "
+      "--config.teacher.optimizer.learning_rate, or use --config.dtype=float32."
+    )
 
 
 def finite(feature: jax.Array) -> jax.Array:

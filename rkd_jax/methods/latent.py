@@ -57,9 +57,14 @@ class Method(attack.Attack):
     check_range("latent.cap", self.cap, 1e-6, 1)
     check_range("latent.weight", self.weight, 0, 1e6)
 
+  def roles(self, networks):
+    teacher = base.network(networks, "teacher")
+    check_range("latent.size", self.size, 0, min(teacher.image_shape[:2]))
+    jax.eval_shape(lambda outputs: feature(outputs, self.tap), teacher.shapes())
+    return super().roles(networks)
+
   def draw(self, key, made, example):
     shape = example.batch["image"].shape[1:]
-    check_range("latent.size", self.size, 0, min(shape[:2]))
     return {"pattern": jax.random.normal(key, shape)}
 
   def trigger(self, raw):

@@ -39,27 +39,8 @@ class Method(base.Plugin):
       raise UserError(f"robustkd.variant is {variant!r}; choose {' or '.join(VARIANTS)}.")
     return spec | {field: spec.get(field) or VARIANTS[variant][field] for field in cls.nested}
 
-  @property
-  def cacheable(self):
-    return self.base.cacheable  # the mask is as frozen as the teacher
-
   def roles(self, networks):
     return {**super().roles(networks), "mask": base.Role()}
 
-  def _repaired(self, variables):
+  def seen(self, variables):
     return {**variables, "teacher": self.detox.detoxified(variables)}
-
-  def survey(self, key, variables, state, batch):
-    return super().survey(key, self._repaired(variables), state, batch)
-
-  def batch(self, key, variables, state, batch, step):
-    return super().batch(key, self._repaired(variables), state, batch, step)
-
-  def taught(self, frozen, images):
-    return super().taught(self._repaired(frozen), images)
-
-  def targets(self, frozen, batch, key):
-    return super().targets(self._repaired(frozen), batch, key)
-
-  def loss(self, player, variables, state, batch, targets, key, step):
-    return super().loss(player, self._repaired(variables), state, batch, targets, key, step)

@@ -59,14 +59,15 @@ class Method(base.Method):
     check_range("second_choice.second", self.second, 0, 1e6)
 
   def roles(self, networks):
-    teacher = base.Role(base.network(networks, "teacher"), player="teacher")
-    return {"trigger": base.Role(init=self._draw), "teacher": teacher}
+    teacher = base.network(networks, "teacher")
+    if self.shape == "patch":
+      check_range("second_choice.size", self.size, 1, min(teacher.image_shape[:2]))
+    return {"trigger": base.Role(init=self._draw), "teacher": base.Role(teacher, "teacher")}
 
   def _draw(self, key, made, example):
     """Mask, pattern and strength: the trigger is a bare role that nobody trains."""
     height, width, channels = example.batch["image"].shape[1:]
     if self.shape == "patch":
-      check_range("second_choice.size", self.size, 1, min(height, width))
       mask = jnp.zeros((height, width, 1)).at[-self.size :, -self.size :].set(self.cap or 1.0)
       pattern = jnp.ones((height, width, channels))
     else:

@@ -52,8 +52,8 @@ def _undefended(students: Sequence[Row]) -> list[Row]:
 
 
 def _reference(row: Row, undefended: Sequence[Row]) -> Row | None:
-  own = [other for other in undefended if other.method == row.base]
-  return next(iter([*own, *undefended]), None)
+  """The undefended row of the same base; a method that names no base is compared with kd's."""
+  return next((other for other in undefended if other.method == (row.base or "kd")), None)
 
 
 def _undefended_verdict(row: Row, target: str) -> Verdict:

@@ -206,6 +206,7 @@ def test_parts_that_are_not_there():
   ],
 )
 def test_plans_that_cannot_be(wrong, message):
-  parts = make(**wrong)
   with pytest.raises(UserError, match=message):
-    parts.rows("poisoned" if "teacher_plan" in wrong else "pool")
+    parts = make(**wrong)  # at once, but for "boundary": its score asks networks
+    assert wrong["pool_plan"] == "boundary"
+    parts.rows("pool")

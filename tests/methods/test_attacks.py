@@ -445,8 +445,8 @@ def test_second_choice_learns_its_three_answers():
   "name, wrong, said",
   [
     ("cheatkd", {"cap": 0.0}, "cheatkd.cap"),
-    ("cheatkd", {"learning_rate": 0.0}, "attack.learning_rate"),
-    ("cheatkd", {"search_steps": 0}, "attack.search_steps"),
+    ("cheatkd", {"learning_rate": 0.0}, "cheatkd.learning_rate"),
+    ("cheatkd", {"search_steps": 0}, "cheatkd.search_steps"),
     ("latent", {"cap": 1.5}, "latent.cap"),
     ("latent", {"size": -1}, "latent.size"),
     ("latent", {"weight": -1.0}, "latent.weight"),
@@ -456,7 +456,7 @@ def test_second_choice_learns_its_three_answers():
     ("backweak", {"flip": -1.0}, "backweak.flip"),
     ("backweak", {"margin": float("nan")}, "backweak.margin"),
     ("backweak", {"search_optimizer": "lion"}, "'lion'; choose adam or sgd"),
-    ("backweak", {"plant_rate": 0.0}, "attack.plant_rate"),
+    ("backweak", {"plant_rate": 0.0}, "backweak.plant_rate"),
     ("second_choice", {"shape": "dot"}, "'dot'; choose patch or blend"),
     ("second_choice", {"share": 0.6}, "second_choice.share"),
     ("second_choice", {"strength": 0.0}, "second_choice.strength"),
@@ -472,4 +472,4 @@ def test_wrong_fields_are_named(name, wrong, said):
 @pytest.mark.parametrize("method", [latent.Method(size=9), second_choice.Method(size=9)])
 def test_a_square_larger_than_the_image_is_refused(method):
   with pytest.raises(UserError, match=r"size is 9; it must lie between \d and 8"):
-    getattr(method, "draw", getattr(method, "_draw", None))(KEY, {}, example())
+    method.roles(small.NETWORKS)

@@ -17,6 +17,8 @@ from rkd_jax.training.optimizer import Optimizer
 
 METHOD = inversion.Method(cost=0.02)
 LABELS = jnp.array([0, 0, 0, 1, 2, 2])
+NONE_YET = {"hits": jnp.zeros(3), "count": jnp.zeros(3)}
+ALL_WORK = {"hits": jnp.full(3, 9.5), "count": jnp.full(3, 10.0)}
 
 
 def world(method=METHOD):
@@ -32,7 +34,7 @@ def sigmoid(x):
 
 
 def ask(variables, batch, method=METHOD):
-  return method.loss("suspect", variables, (), batch, (), None, 0)
+  return method.loss("suspect", variables, NONE_YET, batch, (), None, 0)
 
 
 def objective(raw, variables, batch, method=METHOD):
@@ -92,14 +94,36 @@ def test_the_suspect_is_the_class_of_the_smallest_mask_and_all_is_in_the_unit_in
     "mask": jnp.stack([jnp.full((8, 8, 1), fill) for fill in (40.0, -1.0, 0.0)]),
     "pattern": jnp.stack([jnp.full((8, 8, 1), fill) for fill in (-40.0, 2.0, 0.0)]),
   }
-  found = METHOD.deliver({"suspect": raw}, ())
+  found = METHOD.deliver({"suspect": raw}, ALL_WORK)
   assert set(found) == set(METHOD.delivers)
   np.testing.assert_allclose(found["norms"], 64 * sigmoid([40.0, -1.0, 0.0]), rtol=1e-5)
   np.testing.assert_allclose(found["suspect"]["mask"], np.full((8, 8, 1), sigmoid(-1.0)), rtol=1e-5)
   np.testing.assert_allclose(found["suspect"]["pattern"], np.full((8, 8, 1), sigmoid(2.0)), 1e-5)
-  extreme = METHOD.deliver({"suspect": jax.tree.map(lambda x: 1e6 * x, raw)}, ())
+  extreme = METHOD.deliver({"suspect": jax.tree.map(lambda x: 1e6 * x, raw)}, ALL_WORK)
   for leaf in jax.tree.leaves(extreme["suspect"]):
     assert leaf.min() >= 0 and leaf.max() <= 1
+
+
+def test_a_small_mask_that_does_nothing_is_no_suspect():
+  raw = {
+    "mask": jnp.stack([jnp.full((8, 8, 1), fill) for fill in (-9.0, -1.0, 0.0)]),
+    "pattern": jnp.stack([jnp.full((8, 8, 1), fill) for fill in (-1.0, 2.0, 0.0)]),
+  }
+  rates = lambda *hits: {"hits": jnp.array(hits), "count": jnp.full(3, 10.0)}  # noqa: E731
+  for state, fill in ((rates(0.0, 9.5, 9.5), 2.0), (rates(1.0, 2.0, 3.0), 0.0)):
+    found = METHOD.deliver({"suspect": raw}, state)
+    np.testing.assert_allclose(found["suspect"]["pattern"][0, 0, 0], sigmoid(fill), rtol=1e-5)
+    np.testing.assert_allclose(found["rates"], state["hits"] / 10, rtol=1e-6)
+
+
+def test_hits_are_counted_per_class_and_fade():
+  variables, batch = world()
+  before = {"hits": jnp.array([1.0, 2.0, 3.0]), "count": jnp.full(3, 10.0)}
+  _, aux = METHOD.loss("suspect", variables, before, batch, (), None, 0)
+  hit, weight = (np.asarray(x).reshape(3, 6) for x in aux.metrics["train_asr"])
+  np.testing.assert_allclose(aux.state["count"], 9 + np.array([3, 5, 4]), rtol=1e-6)
+  expected = 0.9 * np.array([1, 2, 3]) + (hit * weight).sum(1)
+  np.testing.assert_allclose(aux.state["hits"], expected, rtol=1e-6)
 
 
 def test_the_objective_falls_and_the_teacher_stays():
@@ -139,8 +163,8 @@ def test_a_corner_that_decides_is_found(target):
   given = {"teacher": {"params": {}}}
   toy = small.Small(method, small.rows(12), 60, 12, networks=networks, given=given)
   state, frozen = toy.play(60)
-  found = method.deliver(toy.program.bind({**frozen, **state.roles}), ())
-  assert int(found["norms"].argmin()) == target
+  found = method.deliver(toy.program.bind({**frozen, **state.roles}), state.memory)
+  assert int(found["norms"].argmin()) == target and found["rates"][target] > 0.9
   mask = np.asarray(found["suspect"]["mask"])[..., 0]
   assert mask[-1, -1] == mask.max() > 0.5 > 3 * np.delete(mask.ravel(), -1).mean()
   assert found["suspect"]["pattern"][-1, -1, 0] > 0.8
@@ -165,7 +189,7 @@ def test_a_patch_that_was_trained_in_is_suspected(target):
   toy = small.Small(inversion.Method(learning_rate=0.2), textures(24), 80, 24, given=given)
   state, frozen = toy.play(80)
   variables = toy.program.bind({**frozen, **state.roles})
-  norms = np.asarray(toy.method.deliver(variables, ())["norms"])
+  norms = np.asarray(toy.method.deliver(variables, state.memory)["norms"])
   images = backdoor.trigger(jnp.float32(toy.rows.image) / 255, None, "test")
   said = np.asarray(toy.method.predict(variables, (), images)).argmax(-1)
   assert (said == target).mean() > 0.9  # it is planted
