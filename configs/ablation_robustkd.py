@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 WEIGHTS = (0.0, 1.0, 10.0)
+ATTENTION = (0.0, 10.0, 100.0, 1000.0)
 VARIANCE_WEIGHTS = (0.0, 1.0, 10.0, 100.0)
 SHARES = (0.0, 0.25, 0.5)
 LEARNED_MASK = {
@@ -40,7 +41,7 @@ LEARNED_MASK = {
 PARTS: dict[str, dict[str, Any]] = {
   # base distillations
   "ofd": {"name": "ofd"},
-  "attention": {"name": "attention"},
+  "attention": {"name": "attention", "weight": ATTENTION},
   "fitnet": {"name": "fitnet"},
   # detoxification: literal, its other readings, a learned mask, one against an inverted trigger
   "robustkd": {"name": "robustkd", "detox": {"name": "detox", "weight": WEIGHTS}},
@@ -50,9 +51,22 @@ PARTS: dict[str, dict[str, Any]] = {
   },
   "detox_mask": {"name": "robustkd", "detox": LEARNED_MASK},
   "detox_inverted": {"name": "robustkd", "detox": {**LEARNED_MASK, "inverted": True}},
+  "detox_random": {  # a control: a pattern of the same norm that means nothing
+    "name": "robustkd",
+    "detox": {"name": "detox", "start": "random", "learn_pattern": False},
+  },
+  "robustkd_attention": {"name": "robustkd", "base": {"name": "attention", "weight": ATTENTION}},
   # feature variance, on plain OFD
   **{
     f"variance_{kind}": {"name": "ofd", "variance": kind, "variance_weight": VARIANCE_WEIGHTS}
+    for kind in ("residual", "moments", "views")
+  },
+  # both: the variance of, and against, detoxified features
+  **{
+    f"robustkd_{kind}": {
+      "name": "robustkd",
+      "base": {"name": "ofd", "variance": kind, "variance_weight": VARIANCE_WEIGHTS},
+    }
     for kind in ("residual", "moments", "views")
   },
   # consistency, around KD

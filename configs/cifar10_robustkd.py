@@ -56,6 +56,6 @@ def get_config(arg: str | None = None) -> Config:
     config.teacher.epochs = config.student.epochs = 300
     for section in (config.teacher, config.student):
       section.optimizer.update({"schedule": "step", "milestones": (0.5, 0.75)})
-  config.methods = ("none", "kd", "robustkd", "rkd")
-  config.clean_teacher_seeds = 0
+  config.methods = ("none", "kd", "ofd", "robustkd", "rkd")
+  config.clean_teacher_seeds = 0 if shortened else 1
   return config

@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "teacher.augment.crop": 2,
   },
 }
-METHODS = ("none", "kd", "robustkd", "robustkd_tuned", "rkd")
+METHODS = ("none", "kd", "ofd", "robustkd", "robustkd_tuned", "rkd")
 
 
 def get_config(arg: str | None = None) -> Config:

@@ -22,6 +22,7 @@ def get_config(arg: str | None = None) -> Config:
   config.student.epochs = 10
   config.labelled.update({"steps": 300, "augment": {"crop": 1}})
   config.labelled.optimizer.learning_rate = 0.05
+  config.methods = ("none", "kd", "robustkd", "rkd")
   config.clean_teacher_seeds = 1
   if arg == "smoke":
     config.seeds = (0,)

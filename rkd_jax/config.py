@@ -36,7 +36,7 @@ def default() -> Config:
   config.contamination = (
     0.02  # fraction of the defender's images that carry the trigger, unlabelled
   )
-  config.backdoor = "badnets"  # a file of backdoors/, or a method that delivers teacher and trigger
+  config.backdoor = "badnets"  # a file of backdoors/, or a method that delivers a trigger
   config.target = 0  # the class that the trigger is to bring about
   config.plan = "random"  # who of the pool carries the trigger, one of `backdoors.plans`
   config.clean_teacher_seeds = -1  # how many seeds also run the clean-teacher control (-1: all)

@@ -310,7 +310,7 @@ def test_fields_that_a_recipe_does_not_take():
 
 def test_several_phases_stand_outermost():
   for outer, inner in (("consistency", "agreement"), ("agreement", "nad")):
-    with pytest.raises(UserError, match=f"'{outer}' cannot wrap '{inner}', which is several phases"):
+    with pytest.raises(UserError, match=f"'{outer}' cannot wrap '{inner}', which is several"):
       resolved(outer, **{f"method__{outer}__base": inner})
   assert resolved("finetune", method__finetune__base="agreement")["base"]["name"] == "agreement"
 

@@ -22,7 +22,7 @@ from rkd_jax.training import checkpoint
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
-SMALL = {"devices": 1, "save_every": 4, "data.train": 300.0}
+SMALL = {"devices": 1, "save_every": 4, "data.train": 300.0, "methods": ("none", "kd", "agreement")}
 
 
 def config(**changes):

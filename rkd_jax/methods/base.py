@@ -105,8 +105,8 @@ class Method:
       scales it per parameter (ASAM, Kwon et al. 2021).
     cacheable: an example's `targets` depend on it alone (no key, no neighbours) and `batch` keeps
       every image with its index: so they may be computed once where no image moves.
-    part: which data its phase sees where its recipe does not say: "pool", or "nothing" for a method
-      that invents its images.
+    part: which data its phase sees where its recipe does not say: "pool", "labelled", or "nothing"
+      for a method that invents its images.
     nested: {field: default} of the fields that hold a method, named or described in turn.
   """
 

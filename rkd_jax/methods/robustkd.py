@@ -12,10 +12,14 @@ from rkd_jax.errors import UserError
 from rkd_jax.methods import base
 from rkd_jax.methods.detox import Method as Detox
 
-# What a variant means where a spec leaves it open; names stand for the config's own fields.
+# What a variant means where a spec leaves it open; names stand for the config's own fields. The
+# paper's feature variance is that of the detoxified teacher (`detox`); its distillation has none.
 VARIANTS: dict[str, dict[str, Any]] = {
   "paper": {"base": "ofd", "detox": "detox"},
-  "tuned": {"base": "ofd", "detox": "detox"},
+  "tuned": {
+    "base": {"name": "ofd", "variance": "views", "variance_weight": (0.0, 10.0, 100.0)},
+    "detox": "detox",
+  },
 }
 
 

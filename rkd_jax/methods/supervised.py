@@ -14,7 +14,7 @@ class Method(base.Method):
   """Cross-entropy on the labelled examples of the batch.
 
   Attributes:
-    smoothing: label smoothing in [0, 1): that share of the target is spread over all classes.
+    smoothing: label smoothing in [0, 1]: that share of the target is spread over all classes.
     sam: radius of sharpness-aware minimisation, >= 0; `sam_adaptive` scales it per parameter.
   """
 
