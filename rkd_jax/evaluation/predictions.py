@@ -75,5 +75,8 @@ class Questions:
 
   def _ask(self, program: Program, trees: Tree, memory: Tree, soft: bool) -> np.ndarray:
     program = program.for_prediction()
+    asked = dict(program.modules)
+    if len(asked) < len(trees):  # a student alone: neither the others nor the state is looked at
+      trees, memory = {role: trees[role] for role in asked}, ()
     answers = [_answer(program, trees, memory, images, soft) for images in self.batches()]
     return np.concatenate(jax.device_get(answers))[: len(self.images)]

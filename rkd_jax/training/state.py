@@ -10,7 +10,7 @@ from flax import struct
 from rkd_jax.data import seeds
 from rkd_jax.data.augment import Augment
 from rkd_jax.errors import UserError
-from rkd_jax.methods.base import Bound, Example, Method, Role
+from rkd_jax.methods.base import Bound, Example, Method, Role, implements
 from rkd_jax.training.optimizer import Optimizer
 
 Tree = Any
@@ -69,8 +69,14 @@ class Program:
     return {**frozen, **{name: tree for name, tree in roles.items() if name not in trained}}
 
   def for_prediction(self) -> "Program":
-    """The program as far as predictions depend on it: equal ones share one compilation."""
-    return dataclasses.replace(self, optimizers=(), players=(), rounds=0, augment=Augment())
+    """The program as far as predictions depend on it: equal ones share one compilation.
+
+    Most methods predict with their student, so theirs is that of a method with nothing else.
+    """
+    method, modules = self.method, self.modules
+    if not (implements(method, "predict") or implements(method, "materialize")):
+      method, modules = Method(), tuple(m for m in modules if m[0] == "student")
+    return Program(method, modules, (), (), 0, Augment(), self.mesh)
 
   def chains(self) -> dict[str, Any]:
     """{trained role: optax transformation}."""
