@@ -15,10 +15,8 @@ on it. Strengths given as grids are chosen in each run by the rule of `rkd_jax/s
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from configs import quickstart
-from rkd_jax.config import RKD, Config
+from rkd_jax.config import Config
 from rkd_jax.errors import UserError, nearest
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -103,6 +101,5 @@ def setting(name: str, settings: dict[str, dict[str, Any]]) -> Config:
     raise UserError(f"No setting is called {name!r}. {nearest(name, settings)}")
   config = quickstart.get_config(None)
   config.unlock()
-  config.method.rkd, config.all_labels_control = ConfigDict(RKD), True
   config.update_from_flattened_dict(settings[name])
   return config

@@ -17,11 +17,12 @@ from rkd_jax.errors import UserError, check_range, nearest
 from rkd_jax.phases import Config
 from rkd_jax.training.optimizer import Optimizer
 
-# The recommended recipe: a composition, no class of its own (docs/robustkd.md says why). One round:
-# on digits a second brings nothing, and what is dropped once cannot come back by a fooled witness.
+# The recommended recipe: a composition, no class of its own (docs/robustkd.md says why). What was
+# dropped comes back only if the next witness answers so under blends too.
 RKD = {
   "name": "agreement",
-  "rounds": 1,
+  "rounds": 2,
+  "readmit": "robust",
   "base": {"name": "consistency", "amplitude": (0.0, 0.25, 0.5), "base": "kd"},
 }
 DTYPES = ("float32", "bfloat16")  # of the computation

@@ -164,7 +164,7 @@ def test_rkd_is_agreement_around_consistency():
   assert [spec["name"], spec["base"]["name"]] == ["agreement", "consistency"]
   assert spec["base"]["base"]["name"] == "kd" == recipes.innermost(spec)["name"]
   made = recipes.phases(setup(), selection.with_values(spec, dict.fromkeys(grids, 0.0)))
-  assert list(made) == ["witness", "student"]
+  assert list(made) == ["witness", "round1", "student"]
   method = made["student"].method
   assert isinstance(method, agreement.Method) and isinstance(method.base, consistency.Method)
   assert method.base.base == kd.Method(alpha=0.3)
