@@ -110,7 +110,10 @@ def test_variants_fill_what_is_left_open():
     {"name": "robustkd", "base": "attention", "detox": {"name": "detox", "cap": 0.1}}
   )
   assert chosen == robustkd.Method(base=attention.Method(), detox=detox.Method(cap=0.1))
-  tuned = make_method({"name": "robustkd", "variant": "tuned"})
-  assert tuned.variant == "tuned" and tuned != paper
+  tuned = robustkd.Method.complete({"variant": "tuned"})
+  assert tuned["base"]["variance"] == "views" and len(tuned["base"]["variance_weight"]) > 1
+  one = {**tuned["base"], "variance_weight": 10.0}  # its grid is for `selection`
+  found = make_method({"name": "robustkd", "variant": "tuned", "base": one})
+  assert found.variant == "tuned" and found != paper
   with pytest.raises(UserError, match=r"robustkd\.variant is 'papers'; choose paper or tuned"):
     make_method({"name": "robustkd", "variant": "papers"})
