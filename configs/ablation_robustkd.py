@@ -69,6 +69,7 @@ PARTS: dict[str, dict[str, Any]] = {
     }
     for kind in ("residual", "moments", "views")
   },
+  "robustkd_tuned": {"name": "robustkd", "variant": "tuned"},
   # consistency, around KD
   "blend": {"name": "consistency", "amplitude": SHARES},
   "occlusion": {"name": "consistency", "view": "occlusion", "amplitude": SHARES},

@@ -18,7 +18,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
   "paper": {"base": "ofd", "detox": "detox"},
   "tuned": {
     "base": {"name": "ofd", "variance": "views", "variance_weight": (0.0, 10.0, 100.0)},
-    "detox": "detox",
+    "detox": {"name": "detox", "combine": "convex", "learning_rate": 1e-3, "weight": 10.0},
   },
 }
 
