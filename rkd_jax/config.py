@@ -17,7 +17,7 @@ from rkd_jax.errors import UserError, check_range, nearest
 from rkd_jax.phases import Config
 from rkd_jax.training.optimizer import Optimizer
 
-# The recommended recipe: a composition, no class of its own (docs/robustkd.md says why). What was
+# Our own recipe: a composition, no class of its own (docs/robustkd.md says why). What was
 # dropped comes back only if the next witness answers so under blends too.
 RKD = {
   "name": "agreement",

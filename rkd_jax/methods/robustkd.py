@@ -2,7 +2,7 @@
 
 A plug-in around a feature distillation (`ofd`, or `attention`): whatever the base asks of the
 teacher, its features have been changed first as `detox` learned to. `variant="paper"` is the paper
-read literally; "tuned" is the best form found within its idea (see docs/robustkd.md).
+read literally; "tuned" is our best form within its idea so far (see docs/robustkd.md).
 """
 
 import dataclasses
