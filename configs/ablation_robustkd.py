@@ -10,7 +10,8 @@ settings below, one a run:
   python -m rkd_jax.main --config configs/ablation_robustkd.py:badnets2 --workdir runs/badnets2
 
 This is the development set-up: the forms of `robustkd`'s variant "tuned" and of `rkd` were chosen
-on it, by runs of earlier revisions; its tables are still to come. Strengths given as grids are chosen in each run by the rule of `rkd_jax/selection.py`.
+on it, by runs of earlier revisions; its tables are still to come. Cost: not measured yet.
+Strengths given as grids are chosen in each run by the rule of `rkd_jax/selection.py`.
 """
 
 from typing import Any
