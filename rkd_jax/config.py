@@ -32,11 +32,10 @@ def default() -> Config:
   """Every key of a run's config, with its default."""
   config: Config = ConfigDict()
   config.seeds = (0, 1, 2)  # each its own teacher, poison plan, data order and student
-  config.methods = ("none", "kd", "agreement")
+  config.methods = ("none", "kd", "agreement")  # what is compared: names or labels of methods
   config.labels = 0.05  # fraction of the training images that the defender has labels for
-  config.contamination = (
-    0.02  # fraction of the defender's images that carry the trigger, unlabelled
-  )
+  # fraction of the defender's images that carry the trigger, all of them unlabelled
+  config.contamination = 0.02
   config.backdoor = "badnets"  # a file of backdoors/, or a method that delivers a trigger
   config.target = 0  # the class that the trigger is to bring about
   config.plan = "random"  # who of the pool carries the trigger, one of `backdoors.plans`
@@ -52,16 +51,20 @@ def default() -> Config:
       "train": 0.0,  # of what is left: a fraction or a count; 0: all
     }
   )
-  config.teacher = section("wideresnet-16-2", epochs=10, poison=0.1, plan="random")
-  config.student = section("wideresnet-10-1", epochs=10)
+  config.teacher = section(
+    "wideresnet-16-2",
+    poison=0.1,  # fraction of the teacher's training images that carry the trigger
+    plan="random",  # who of them does, one of `backdoors.plans`
+  )
+  config.student = section("wideresnet-10-1")
   config.labelled = section("", epochs=100)  # whatever trains on the labelled part alone
   del config.labelled.network
   config.networks = ConfigDict({"shadow": "wideresnet-10-2"})  # further architectures, by role
   config.dtype = "float32"  # of the computation; parameters and statistics are float32
   config.bn_group = 0  # examples per BatchNorm group; 0: the whole batch
-  config.devices = 0  # 0: all
+  config.devices = 0  # how many of those that JAX sees; 0: all
   config.save_every = 200  # steps between checkpoints
-  config.eval_batch = 256
+  config.eval_batch = 256  # images that a network is asked about at a time
   config.teachers_dir = ""  # where teachers are shared between runs; "": <workdir>/../teachers
   config.method = ConfigDict({name: recipes.fields(name) for name in recipes.names()})
   config.method.rkd = ConfigDict(RKD)
@@ -73,10 +76,10 @@ def section(network: str, **changes: Any) -> Config:
   """How one kind of phase trains."""
   fields = {
     "network": network,  # a file of models/ and its first fields: "wideresnet-16-2"
-    "epochs": 10,
+    "epochs": 10,  # passes over the phase's images
     "steps": 0,  # rounds; where not 0, in place of epochs
     "rounds_per_epoch": 100,  # of a phase without data
-    "batch_size": 64,
+    "batch_size": 64,  # images a round, over all devices
     "augment": dataclasses.asdict(Augment()),
     "optimizer": dataclasses.asdict(Optimizer()),
     "optimizers": ConfigDict(),  # {role: what differs for it}
