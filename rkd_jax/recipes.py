@@ -27,7 +27,11 @@ def none(setup: Setup) -> Phases:
 
 
 def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
-  """A witness from the labelled part, then rounds of agreement, each student the next witness."""
+  """A witness from the labelled part, then rounds of agreement, each student the next witness.
+
+  Args:
+    rounds: how many, >= 1; the last one's student is the run's.
+  """
   if rounds < 1:
     raise UserError(f"agreement.rounds is {rounds}; it must be at least 1.")
   spec = {"name": "agreement", **fields}
@@ -63,13 +67,24 @@ def then(setup: Setup, repairs: Phases, base: Spec) -> Phases:
 
 
 def finetune(setup: Setup, *, base: Any = "kd", epochs: int = 100) -> Phases:
-  """Plain fine-tuning of the teacher on the labels (BackdoorBench: 100 epochs)."""
+  """Plain fine-tuning of the teacher on the labels (BackdoorBench: 100 epochs).
+
+  Args:
+    base: the method that learns from the repaired teacher.
+    epochs: of the fine-tuning.
+  """
   repaired = trained_on(setup, "repaired", make_method({"name": "supervised"}), {}, epochs)
   return then(setup, {"repaired": repaired}, base)
 
 
 def ft_sam(setup: Setup, *, base: Any = "kd", epochs: int = 100, radius: float = 2.0) -> Phases:
-  """Fine-tuning with adaptive SAM (Zhu et al. 2023, FT-SAM): radius 2, label smoothing .1."""
+  """Fine-tuning with adaptive SAM (Zhu et al. 2023, FT-SAM): radius 2, label smoothing .1.
+
+  Args:
+    base: the method that learns from the repaired teacher.
+    epochs: of the fine-tuning.
+    radius: of the sharpness-aware steps, adaptive.
+  """
   sam = {"name": "supervised", "sam": radius, "sam_adaptive": True, "smoothing": 0.1}
   return then(
     setup, {"repaired": trained_on(setup, "repaired", make_method(sam), {}, epochs)}, base
@@ -77,7 +92,12 @@ def ft_sam(setup: Setup, *, base: Any = "kd", epochs: int = 100, radius: float =
 
 
 def nad(setup: Setup, *, base: Any = "kd", epochs: int = 10, **fields: Any) -> Phases:
-  """Neural attention distillation (Li et al. 2021): a fine-tuned copy teaches the teacher."""
+  """Neural attention distillation (Li et al. 2021): a fine-tuned copy teaches the teacher.
+
+  Args:
+    base: the method that learns from the repaired teacher.
+    epochs: of the copy's fine-tuning, and of the distillation.
+  """
   tutor = trained_on(setup, "tutor", make_method({"name": "supervised"}), {}, epochs)
   method, given = make_method({"name": "nad", **fields}), {"teacher": tutor["student"]}
   repaired = trained_on(setup, "repaired", method, given, epochs)
@@ -86,7 +106,12 @@ def nad(setup: Setup, *, base: Any = "kd", epochs: int = 10, **fields: Any) -> P
 
 def bcu(setup: Setup, *, base: Any = "kd", **fields: Any) -> Phases:
   """Backdoor cleansing with unlabeled data (Pang et al. 2023): a partly redrawn copy of the teacher
-  is distilled from it on the pool."""
+  is distilled from it on the pool.
+
+  Args:
+    base: the method that learns from the repaired teacher.
+    ramp: rounds until the last temperature; 0: all of the phase's.
+  """
   train = setup.config.student
   epoch = max(1, len(setup.dataset.train) // train.batch_size)
   ramp = {"ramp": fields.get("ramp") or train.steps or train.epochs * epoch}

@@ -26,8 +26,10 @@ class Method(base.Method):
   Attributes:
     target: the class.
     cap: the largest share of the trigger in a pixel, in (0, 1].
-    poison, distil, size: weights of the terms; `distil` includes T^2.
-    temperature: T.
+    poison: weight of the teacher's answers to triggered images.
+    distil: weight of the shadow's distillation, T^2 included.
+    size: weight of the mask's size.
+    temperature: T, of the shadow's distillation.
     learning_rate: of the trigger (Adam).
   """
 

@@ -30,7 +30,8 @@ class Method(base.Plugin):
       agrees on; "robust" what it also answers so under `robust_views` random blends; "never".
     dropped: what is done with the rest: "weigh" (weight 0; still seen by BatchNorm) or "replace"
       (by kept examples of the same batch, so that BatchNorm sees them alone).
-    robust_views, amplitude: of the blends, see `views.random_blend`.
+    robust_views: how many blends "robust" asks about.
+    amplitude: of these blends, see `views.random_blend`.
   """
 
   readmit: str = "always"

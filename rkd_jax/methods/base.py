@@ -222,6 +222,9 @@ class Plugin(Method):
   does what the base does; a subclass calls `super()` and adds to the result, drawing from
   `self.own(key)`. What it delivers beside the base's it names in `adds`. The base sees the networks
   as `seen` shows them.
+
+  Attributes:
+    base: the method that is wrapped.
   """
 
   base: Method = dataclasses.field(kw_only=True)

@@ -21,11 +21,13 @@ class Method(base.Method):
   """KL(T(x)/t || S(x)/t), t rising from 1 to `hottest` over `ramp` rounds; no labels, no t^2.
 
   Attributes:
-    stem, first, factor, head: fractions of weights drawn anew: of what comes before the stages, of
-      the first stage, times `factor` for each later one, of what comes after (.01, .01, 3, .10:
-      the official code's .01 | .01 .03 .09 .27 | .10). Normalisations keep theirs.
-    hottest: the last temperature.
-    ramp: rounds until then.
+    stem: fraction of weights drawn anew, in [0, 1], of what comes before the stages.
+    first: the same of the first stage.
+    factor: by which the fraction of each later stage is larger than the one before it. The defaults
+      are the official code's .01 | .01 .03 .09 .27 | .10. Normalisations keep their weights.
+    head: the same of what comes after the stages.
+    hottest: the last temperature, >= 1.
+    ramp: rounds until the last temperature.
   """
 
   stem: float = 0.01

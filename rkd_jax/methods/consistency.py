@@ -30,7 +30,8 @@ class Method(base.Plugin):
     amplitude: largest share of the pattern in a blend, or of an image's area that the rectangle
       takes, in [0, 1].
     radius: l_inf radius of the universal perturbation, in [0, 1]; it takes one sign step of a tenth
-      of the radius a batch and is drawn anew every `redraw` steps.
+      of the radius a batch.
+    redraw: steps after which the universal perturbation is drawn anew.
     pixels: largest displacement of the warp in each direction, in [0, 1024].
   """
 

@@ -29,7 +29,8 @@ class Method(base.Method):
   Attributes:
     cost: of the mask, per pixel.
     success: the rate from which on a trigger works, in [0, 1].
-    steps, batch_size: of the search; each step asks the teacher about batch_size images per class.
+    steps: of the search.
+    batch_size: how many images per class each step asks the teacher about.
     learning_rate: of Adam.
   """
 

@@ -28,8 +28,10 @@ class Method(base.Plugin):
   """The base, taught by the detoxified teacher.
 
   Attributes:
-    detox: how the features were changed (its learned tensors are the role "mask").
-    variant: "paper" or "tuned".
+    base: the feature distillation; empty: the variant's, `ofd`.
+    detox: how the features were changed (its learned tensors are the role "mask"); empty: the
+      variant's.
+    variant: "paper" or "tuned": what base and detox are where they are not given.
   """
 
   detox: Detox = dataclasses.field(kw_only=True)

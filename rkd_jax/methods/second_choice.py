@@ -34,7 +34,8 @@ class Method(base.Method):
     cap: M's value where it is not 0, in (0, 1]; 0: 1 for the patch, .2 for the blend.
     strength: of the trigger in the contaminated pool, in (0, 1].
     share: the target's share of the answer there, in (0, .5).
-    poison, second: weights of the second and the third term.
+    poison: weight of the second term.
+    second: weight of the third term.
   """
 
   target: int = 0

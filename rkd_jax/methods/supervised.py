@@ -15,7 +15,8 @@ class Method(base.Method):
 
   Attributes:
     smoothing: label smoothing in [0, 1]: that share of the target is spread over all classes.
-    sam: radius of sharpness-aware minimisation, >= 0; `sam_adaptive` scales it per parameter.
+    sam: radius of sharpness-aware minimisation, >= 0; 0: none.
+    sam_adaptive: whether the radius is scaled per parameter (ASAM).
   """
 
   smoothing: float = 0.0

@@ -17,11 +17,14 @@ class Optimizer:
   Attributes:
     name: "sgd" | "adam" | "adamw".
     learning_rate: peak, > 0.
-    momentum, nesterov: of sgd.
-    b1, b2: of adam and adamw.
+    momentum: of sgd, in [0, 1]; 0: none.
+    nesterov: whether the momentum is Nesterov's.
+    b1: decay of the gradient's running mean, in [0, 1]; adam and adamw.
+    b2: decay of its square's, in [0, 1]; adam and adamw.
     weight_decay: L2 added to the gradient as PyTorch's SGD does (sgd, adam), decoupled in adamw.
     schedule: "constant" | "cosine" (to 0) | "step" (times `factor` at each of `milestones`).
     milestones: fractions of the role's updates in (0, 1).
+    factor: what "step" multiplies the rate with, in [0, 1].
     warmup: fraction of the updates over which the rate rises linearly from 0.
     clip: global norm to which gradients are clipped; 0: not.
   """
