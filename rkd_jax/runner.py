@@ -24,7 +24,7 @@ from rkd_jax.data import augment, seeds
 from rkd_jax.data.augment import Augment
 from rkd_jax.data.parts import Parts
 from rkd_jax.data.sources import Dataset
-from rkd_jax.data.stream import Nothing, Resident
+from rkd_jax.data.stream import Nothing, Resident, Streamed
 from rkd_jax.evaluation.predictions import Questions
 from rkd_jax.methods.base import Example, Role
 from rkd_jax.models.network import Network
@@ -107,7 +107,7 @@ class Runner:
 
   def _score(self, seed: int) -> np.ndarray:
     """float[N]: how likely the attacker's witnesses find the target in each triggered image."""
-    images, batch = self.dataset.train.images, self.config.eval_batch
+    images, batch = self.parts(seed).pool_images, self.config.eval_batch
     triggered = Questions(self.mesh, images, batch, self.backdoor(seed))
     witnesses = [self.finish(p) for p in Setup(self.config, self.dataset, seed).attackers()]
     said = [triggered.probabilities(w.program, w.trees, w.memory) for w in witnesses]
@@ -188,9 +188,13 @@ class Runner:
     put = functools.partial(sharding.replicate, self.mesh)
     if phase.part == "nothing":
       return Nothing(train["batch_size"], train["rounds_per_epoch"], seed, put)
-    rows = self.parts(phase.seed).rows(phase.part)
+    rows, crop = self.parts(phase.seed).rows(phase.part), train["augment"]["resized_crop"]
     backdoor = None if rows.kind is None else self.backdoor(phase.seed)
-    return Resident(rows, train["batch_size"], seed, put, backdoor)
+    if isinstance(rows.image, np.ndarray) and not crop:
+      return Resident(rows, train["batch_size"], seed, put, backdoor)
+    spread = functools.partial(sharding.spread, self.mesh)
+    share = jax.process_index(), jax.process_count()
+    return Streamed(rows, train["batch_size"], seed, put, spread, backdoor, crop, share)
 
   def _load(self, phase: Phase, directory: pathlib.Path) -> Finished | None:
     """The finished phase, if its artefact is there, whole, and made from the same description."""
@@ -222,7 +226,7 @@ class Runner:
     ready = self.prepare(phase, self._given(phase))
     lines, program = directory / "metrics.jsonl", ready.program
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", warn=self.say.warn)
-    with contextlib.closing(checkpoints):
+    with contextlib.closing(checkpoints), contextlib.closing(ready.stream):
       state, frozen = start.resumed(*ready, checkpoints)
       start.cache_targets(program, program.still(frozen, state.roles), ready.stream)
       step, began = int(state.step), time.monotonic()

@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "contracts"))  # the toys
 from toys import tiny
 
 from rkd_jax.data.augment import Augment
-from rkd_jax.data.stream import Resident, Rows
+from rkd_jax.data.stream import Resident, Rows, Streamed
 from rkd_jax.methods.base import Bound, Method
 from rkd_jax.models.network import Outputs
 from rkd_jax.training import checkpoint, loop, sharding, start, update
@@ -54,12 +54,17 @@ class Small:
   backdoor: Any = None
   networks: dict[str, Any] = dataclasses.field(default_factory=lambda: NETWORKS)
   cached: bool = False
+  streamed: bool = False
 
   def __post_init__(self):
     self.mesh = sharding.make_mesh(self.devices)
     self.roles = self.method.roles(self.networks)
     put = lambda tree: sharding.replicate(self.mesh, tree)  # noqa: E731
-    self.stream = Resident(self.rows, self.batch, 7, put, self.backdoor)
+    if self.streamed:
+      spread = lambda tree: sharding.spread(self.mesh, tree)  # noqa: E731
+      self.stream = Streamed(self.rows, self.batch, 7, put, spread, self.backdoor)
+    else:
+      self.stream = Resident(self.rows, self.batch, 7, put, self.backdoor)
     self.program = make_program(
       self.method, self.roles, self.rounds, self.augment, self.mesh, self.optimizer
     )

@@ -1,5 +1,7 @@
 """Augmentation on the device, inside the step: pixels in [0, 1] before and after.
 
+Only `resized_crop` is made elsewhere: on the host, by the stream, from the image as it was stored.
+
 Every example draws from a key of its own, so its draws are the same whatever the batch, the number
 of devices, or the restart.
 """
@@ -22,6 +24,10 @@ class Augment:
   """What is done to training images, in the order of the fields.
 
   Attributes:
+    resized_crop: smallest share of an image's area that a random crop takes, in [0, 1]; the crop,
+      of a side ratio in [3/4, 4/3], is resized to the images' size (Szegedy et al. 2015,
+      arXiv:1409.4842; .08 is usual for ImageNet). 0 turns it off. Made on the host, before any
+      trigger is put on: elsewhere the trigger is cropped and flipped with its image, here not.
     flip: mirror left and right with probability 1/2.
     crop: pad by this many pixels on every side and crop back at random.
     pad: what the crop pads with: "constant" (black) or "reflect" (without repeating the border).
@@ -30,6 +36,7 @@ class Augment:
     mixup: alpha of Beta(alpha, alpha); 0 turns it off (Zhang et al. 2018, arXiv:1710.09412).
   """
 
+  resized_crop: float = 0.0
   flip: bool = False
   crop: int = 0
   pad: str = "constant"
@@ -37,6 +44,7 @@ class Augment:
   mixup: float = 0.0
 
   def __post_init__(self):
+    check_range("augment.resized_crop", self.resized_crop, 0, 1)
     check_range("augment.crop", self.crop, 0, 1024)
     check_range("augment.cutout", self.cutout, 0, 1024)
     check_range("augment.mixup", self.mixup, 0.0, 100.0)
@@ -46,7 +54,7 @@ class Augment:
   @property
   def identity(self) -> bool:
     """Whether nothing is changed."""
-    return not (self.flip or self.crop or self.cutout or self.mixup)
+    return not (self.resized_crop or self.flip or self.crop or self.cutout or self.mixup)
 
 
 def apply(augment: Augment, keys: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rkd_jax.backdoors import plans
 from rkd_jax.backdoors.base import CLEAN, Backdoor
-from rkd_jax.data import seeds, splits
+from rkd_jax.data import lazy, seeds, splits
 from rkd_jax.data.sources import Dataset
 from rkd_jax.data.stream import Rows
 from rkd_jax.errors import UserError, check_range
@@ -25,8 +25,10 @@ PARTS = ("poisoned", "clean", "pool", "labelled", "labelled+holdout", "nothing")
 class Parts:
   """The parts of one data set for one seed.
 
+  The pool is the training images, and behind them those that come without any label.
+
   Attributes:
-    dataset: train, hold-out and test.
+    dataset: train, hold-out and test, and images without labels.
     seed: of the plans.
     labels: fraction of the training images that the defender has labels for (a clean subset).
     rate: fraction of the teacher's training images that its author poisoned.
@@ -34,7 +36,7 @@ class Parts:
     backdoor: whose victims and labels the plans are about (its trigger is not used here).
     teacher_plan: who is poisoned in the teacher's data, a name of `backdoors.plans.PLANS`.
     pool_plan: who of the unlabelled images carries the trigger, such a name.
-    score: float[N] over the training images, or what computes it when it is needed: whom the pool's
+    score: float[M] over the pool's images, or what computes it when it is needed: whom the pool's
       plan "boundary" takes first.
   """
 
@@ -59,26 +61,36 @@ class Parts:
         "config.teacher.plan is 'boundary', but only the pool's images are scored (config.plan)."
       )
     self.backdoor.check(self.dataset.image_shape, self.dataset.classes)
-    wanted, free = round(self.contamination * self.size), self.size - len(self.labelled)
+    pool = len(self.pool_labels)
+    wanted, free = round(self.contamination * pool), pool - len(self.labelled)
     if wanted > free:
       raise UserError(
         f"config.contamination={self.contamination} means {wanted} triggered images, but {free} "
-        f"of {self.size} are unlabelled (the labelled part is clean). Lower it, or config.labels."
+        f"of {pool} are unlabelled (the labelled part is clean). Lower it, or config.labels."
       )
     self._poisoned()
     if self.pool_plan != "boundary":  # whose score asks networks
       _ = self.contaminated
 
-  @property
-  def size(self) -> int:
-    return len(self.dataset.train.labels)
-
   def count(self, part: str) -> int:
     """How many examples a part has, without planning who is triggered."""
-    if part == "labelled":
-      return len(self._labelled())
-    held = len(self.dataset.holdout)
-    return len(self.labelled) + held if part == "labelled+holdout" else self.size
+    labelled = len(self.labelled)
+    if part == "labelled" and not labelled:
+      raise _no_labels()
+    known = {"labelled": labelled, "labelled+holdout": labelled + len(self.dataset.holdout)}
+    return (known | {"pool": len(self.pool_labels)}).get(part, len(self.dataset.train))
+
+  @property
+  def pool_images(self) -> lazy.Images:
+    """uint8[M, H, W, C]: the training images, and those without labels."""
+    train, more = self.dataset.train.images, self.dataset.unlabelled
+    return train if more is None else lazy.concatenate([train, more])
+
+  @property
+  def pool_labels(self) -> np.ndarray:
+    """int32[M]: the true labels of the pool's images; -1 where nobody knows it."""
+    train, more = self.dataset.train.labels, self.dataset.unlabelled
+    return np.concatenate([train, np.full(0 if more is None else len(more), -1, np.int32)])
 
   @functools.cached_property
   def labelled(self) -> np.ndarray:
@@ -89,15 +101,16 @@ class Parts:
 
   @functools.cached_property
   def contaminated(self) -> np.ndarray:
-    """int8[N]: which images of the pool carry the trigger: those that are not CLEAN.
+    """int8[M]: which images of the pool carry the trigger: those that are not CLEAN.
 
     They have no label, so POISONED and COVER come to the same there.
     """
-    kinds = np.full(self.size, CLEAN, np.int8)
-    wanted = round(self.contamination * self.size)
+    true = self.pool_labels
+    kinds = np.full(len(true), CLEAN, np.int8)
+    wanted = round(self.contamination * len(true))
     if wanted:
-      free = np.setdiff1d(np.arange(self.size), self.labelled)
-      labels, seed = self.dataset.train.labels[free], seeds.fold(self.seed, "contamination")
+      free = np.setdiff1d(np.arange(len(true)), self.labelled)
+      labels, seed = true[free], seeds.fold(self.seed, "contamination")
       # The rate is of the whole pool; only unlabelled images are drawn.
       rate, score = wanted / len(free), self._score_of(free)
       kinds[free] = plans.plan(self.pool_plan, self.backdoor, seed, labels, rate, score)
@@ -107,16 +120,17 @@ class Parts:
     score = self.score() if callable(self.score) else self.score
     if score is None:
       return None
-    if np.shape(score) != (self.size,):
-      raise UserError(f"score has the shape {np.shape(score)}; it must be ({self.size},).")
+    wanted = (len(self.pool_labels),)
+    if np.shape(score) != wanted:
+      raise UserError(f"score has the shape {np.shape(score)}; it must be {wanted}.")
     return np.asarray(score)[rows]
 
   def rows(self, part: str) -> Rows:
     """What a phase on this part sees.
 
-    Parts: "poisoned" (the teacher's author: all images, all labels, some triggered and relabelled),
-    "clean" (all images, all labels), "pool" (the defender: all images, labels of the labelled ones,
-    some of the others triggered), "labelled" (the labelled ones alone), "labelled+holdout" (these
+    Parts: "poisoned" (the teacher's author: training images, all labels, some triggered and
+    relabelled), "clean" (the same, clean), "pool" (the defender: all images there are, labels of the
+    labelled ones, some of the others triggered), "labelled" (the labelled ones alone), "labelled+holdout" (these
     and the clean hold-out: all labels that the defender has; its accuracy on the hold-out is one of
     training).
     """
@@ -140,19 +154,22 @@ class Parts:
     return dataclasses.replace(rows, kind=kinds)
 
   def _pool(self) -> Rows:
-    rows = self._clean()
-    known = np.full_like(rows.label, -1)
-    known[self.labelled] = rows.label[self.labelled]
+    known = np.full_like(self.pool_labels, -1)
+    known[self.labelled] = self.dataset.train.labels[self.labelled]
     kinds = self.contaminated if (self.contaminated != CLEAN).any() else None
-    return Rows(rows.image, known, kinds)
+    return Rows(self.pool_images, known, kinds)
 
   def _labelled(self) -> Rows:
     if not len(self.labelled):
-      raise UserError("config.labels is 0, but this method trains on the labelled part. Raise it.")
+      raise _no_labels()
     some = self.dataset.train.take(self.labelled)
     return Rows(some.images, some.labels)
 
   def _defenders(self) -> Rows:
     some, held = self.dataset.train.take(self.labelled), self.dataset.holdout
-    images = np.concatenate([some.images, held.images])
+    images = lazy.concatenate([some.images, held.images])
     return Rows(images, np.concatenate([some.labels, held.labels]))
+
+
+def _no_labels() -> UserError:
+  return UserError("config.labels is 0, but this method trains on the labelled part. Raise it.")

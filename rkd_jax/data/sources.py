@@ -58,6 +58,7 @@ class Dataset:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   fingerprint: str
+  unlabelled: np.ndarray | None = None
 
   @property
   def classes(self) -> int:

@@ -1,5 +1,6 @@
 """Every number of a run is computed from these: the class each network gives each test image."""
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rkd_jax.data.stream import padded
+from rkd_jax.data import lazy
+from rkd_jax.data.stream import ahead, padded
 from rkd_jax.training import sharding, update
 from rkd_jax.training.state import Program
 
@@ -40,9 +42,11 @@ def _pixels(
 class Questions:
   """Images to ask networks about, in batches of one size: exact, and compiled once."""
 
-  def __init__(self, mesh: jax.sharding.Mesh, images: np.ndarray, batch: int, backdoor: Any = None):
+  def __init__(
+    self, mesh: jax.sharding.Mesh, images: lazy.Images, batch: int, backdoor: Any = None
+  ):
     """Args:
-    images: uint8[N, H, W, C], kept on the host.
+    images: uint8[N, H, W, C], kept on the host, or read when they are asked about.
     batch: how many at once; the last batch is filled up, the fill's answers dropped.
     backdoor: puts its trigger on every image.
     """
@@ -51,14 +55,24 @@ class Questions:
 
   def batches(self) -> Iterator[jax.Array]:
     """float32[batch, H, W, C] in [0, 1], as the networks see them."""
-    for index in padded(len(self.images), self.batch):
-      rows = self.images[np.minimum(index, len(self.images) - 1)]
-      yield _pixels(self.mesh, *sharding.replicate(self.mesh, (rows, index)), self.backdoor)
+    batches = list(padded(len(self.images), self.batch))
+    if isinstance(self.images, np.ndarray):
+      yield from map(self._seen, batches, map(self._read, batches))
+      return
+    with contextlib.closing(ahead(lambda k: self._read(batches[k]), 0, len(batches))) as reader:
+      yield from map(self._seen, batches, reader)
 
-  def pixels(self) -> np.ndarray:
-    """uint8[N, H, W, C]: what the networks see, as an image file keeps it."""
-    seen = np.concatenate([jax.device_get(images) for images in self.batches()])
-    return np.round(seen[: len(self.images)] * 255).astype(np.uint8)
+  def _read(self, index: np.ndarray) -> np.ndarray:
+    return self.images[np.minimum(index, len(self.images) - 1)]
+
+  def _seen(self, index: np.ndarray, images: np.ndarray) -> jax.Array:
+    return _pixels(self.mesh, *sharding.replicate(self.mesh, (images, index)), self.backdoor)
+
+  def pixels(self, rows: np.ndarray) -> np.ndarray:
+    """uint8[n, H, W, C]: what the networks see of these images, as an image file keeps it."""
+    rows = np.asarray(rows, np.int32)
+    seen = jax.device_get(self._seen(rows, self.images[rows]))
+    return np.round(seen * 255).astype(np.uint8)
 
   def ask(self, program: Program, trees: Tree, memory: Tree) -> np.ndarray:
     """int32[N]: the class that the program's method predicts for every image.

@@ -45,6 +45,22 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(put, tree)
 
 
+def spread(mesh: Mesh, tree: Any) -> Any:
+  """This process's equal share of a batch onto its devices, the leading axis over all of them.
+
+  A batch of a single process that its devices do not divide lies whole on each.
+  """
+  processes = jax.process_count()
+
+  def put(leaf):
+    if processes == 1 and leaf.shape[0] % mesh.size:
+      return replicate(mesh, leaf)
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, P("data")), leaf)
+
+  with jax.transfer_guard("allow"):
+    return jax.tree.map(put, tree)
+
+
 def split(mesh: Mesh, tree: Any) -> Any:
   """Inside jit: lays the leading axis over the devices.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rkd_jax.data.stream import Resident
+from rkd_jax.data.stream import Resident, Streamed
 from rkd_jax.errors import UserError
 from rkd_jax.methods.base import Bound, Example, Role, implements
 from rkd_jax.models.network import Network
@@ -177,7 +177,7 @@ def _survey(program: Program, made: Tree, memory: Tree, source: Tree) -> Tree:
   return sharding.keep_whole(program.mesh, memory)
 
 
-def run_survey(program: Program, made: Tree, memory: Tree, stream: Resident) -> Tree:
+def run_survey(program: Program, made: Tree, memory: Tree, stream: Resident | Streamed) -> Tree:
   """The method's state after one pass over the data."""
   for source in stream.in_order(SURVEY_BATCH):
     memory = _survey(program, made, memory, source)

@@ -46,7 +46,9 @@ def pixels(source: Mapping[str, Any], rows: Tree) -> Batch:
 
 
 def fetch(program: Program, source: Mapping[str, Any], step: jax.Array | int) -> Tree:
-  """The step's rows of the source's table, split over the devices."""
+  """The step's rows, split over the devices: of the source's table, or all that it holds."""
+  if "order" not in source:
+    return sharding.split(program.mesh, source["rows"])
   order = source["order"]
   take = order[step % order.shape[0]]
   rows = {name: table[take] for name, table in source["rows"].items()}
@@ -57,7 +59,7 @@ def prepare(program: Program, state: TrainState, frozen: Tree, source: Tree):
   """The round's (state, batch, targets): rows -> poison -> augment -> method's batch -> targets."""
   method, seed, step = program.method, source["seed"], state.step
   batch = {}
-  if "order" in source:
+  if "rows" in source:
     batch = pixels(source, fetch(program, source, step))
     if not program.augment.identity:
       keys = example_keys(seed, AUGMENT, source["epoch"], batch["index"])

@@ -1,5 +1,6 @@
 """Who sees what: exact plans, a clean balanced labelled part, and no true label out of turn."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -210,3 +211,20 @@ def test_plans_that_cannot_be(wrong, message):
     parts = make(**wrong)  # at once, but for "boundary": its score asks networks
     assert wrong["pool_plan"] == "boundary"
     parts.rows("pool")
+
+
+def test_images_without_labels_stand_behind_the_training_images():
+  more = np.random.default_rng(3).integers(0, 256, (50, 8, 8, 1), np.uint8)
+  whole = dataclasses.replace(DATA, unlabelled=more)
+  parts = Parts(whole, 0, 0.1, 0.15, 0.5, badnets.Backdoor())
+  rows = parts.rows("pool")
+  np.testing.assert_array_equal(rows.image, np.concatenate([DATA.train.images, more]))
+  assert (rows.label[SIZE:] == -1).all() and parts.count("pool") == len(rows) == 250
+  assert (parts.contaminated > 0).sum() == 125 and (parts.contaminated[SIZE:] > 0).any()
+  assert not (parts.contaminated[parts.labelled] > 0).any()
+  for part in ("clean", "poisoned", "labelled"):
+    plain = make(contamination=0.5).rows(part)
+    np.testing.assert_array_equal(parts.rows(part).image, plain.image)
+  np.testing.assert_array_equal(parts.labelled, make().labelled)
+  with pytest.raises(UserError, match="means 238 triggered images, but 230 of 250"):
+    Parts(whole, 0, 0.1, 0.15, 0.95, badnets.Backdoor())
