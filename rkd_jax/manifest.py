@@ -57,6 +57,7 @@ def described(runner: Runner, finished: Finished) -> dict[str, Any]:
     "metrics": str(copy.relative_to(runner.workdir)),
     "sha256": finished.record["sha256"],
     **{key: finished.record[key] for key in ("steps", "seconds", "images_per_second")},
+    "peak_memory": finished.record.get("peak_memory"),
   }
 
 

@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import resource
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -249,6 +251,7 @@ class Runner:
         jax.block_until_ready(state)
     seconds, images = time.monotonic() - began, (int(state.step) - step) * ready.stream.batch
     record = {"steps": int(state.step), "seconds": seconds, "images_per_second": images / seconds}
+    record["peak_memory"] = peak_memory()
     return self._deliver(phase, directory, program, state, frozen, record)
 
   def _evaluator(self, program: Program, frozen: Tree) -> Any:
@@ -310,6 +313,14 @@ def log_every(rounds: int, epoch: int) -> int:
 def hashable(fields: dict[str, Any]) -> dict[str, Any]:
   """JSON has lists where a compiled program's description has tuples."""
   return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+
+
+def peak_memory() -> dict[str, int | None]:
+  """Bytes at most in use until now: of the first device (None where it does not say) and by this
+  process on the host."""
+  device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+  host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return {"device": device, "host": host * (1 if sys.platform == "darwin" else 1024)}
 
 
 def had_stopped(lines: pathlib.Path) -> bool:

@@ -129,10 +129,10 @@ class Parts:
     """What a phase on this part sees.
 
     Parts: "poisoned" (the teacher's author: training images, all labels, some triggered and
-    relabelled), "clean" (the same, clean), "pool" (the defender: all images there are, labels of the
-    labelled ones, some of the others triggered), "labelled" (the labelled ones alone), "labelled+holdout" (these
-    and the clean hold-out: all labels that the defender has; its accuracy on the hold-out is one of
-    training).
+    relabelled), "clean" (the same, clean), "pool" (the defender: all images there are, labels of
+    the labelled ones, some of the others triggered), "labelled" (the labelled ones alone),
+    "labelled+holdout" (these and the clean hold-out: all labels that the defender has; its accuracy
+    on the hold-out is one of training).
     """
     made = {
       "poisoned": self._poisoned,
