@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from rkd_jax import experiment
+from rkd_jax import evidence, experiment
 from rkd_jax.training import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -149,6 +149,15 @@ def test_its_numbers_follow_from_its_predictions(whole):
     if cell["n"]:
       assert cell["count"] == round(value * cell["n"])
   assert checked > 40
+
+
+def test_it_can_be_verified(whole, tmp_path):
+  found = evidence.check(whole)
+  assert not found.differences and not found.unverified and found.files == 1
+  shutil.copytree(whole, tmp_path / "run")
+  text = (whole / "results.json").read_text()
+  (tmp_path / "run" / "results.json").write_text(text.replace('"count": 4', '"count": 3', 1))
+  assert evidence.check(tmp_path / "run").differences
 
 
 def test_done_once_is_done(whole):

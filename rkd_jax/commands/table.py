@@ -167,15 +167,28 @@ def escaped(text: str) -> str:
 
 def insert(path: pathlib.Path, name: str, text: str) -> None:
   """Replaces what stands between the markers of `name` in the file: one such pair must be there."""
-  try:
-    old = path.read_text(encoding="utf-8")
-  except OSError as error:
-    raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+  old = read(path)
   begin, end = f"<!-- table:{name} -->", "<!-- /table -->"
   pattern = re.compile(f"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
   if old.count(begin) != 1 or not pattern.search(old):
     raise UserError(f"{path} must hold {begin} on a line of its own, once, and {end} after it.")
   atomic_write(path, pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", old))
+
+
+def read(path: pathlib.Path) -> str:
+  """A Markdown file's text."""
+  try:
+    return path.read_text(encoding="utf-8")
+  except OSError as error:
+    raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path} is no UTF-8 text: {error}.") from error
+
+
+def blocks(text: str) -> dict[str, str]:
+  """{name: what stands between its markers} of a Markdown file's tables."""
+  pattern = r"^<!-- table:(.+?) -->\n(.*?)^<!-- /table -->$"
+  return dict(re.findall(pattern, text, re.DOTALL | re.MULTILINE))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

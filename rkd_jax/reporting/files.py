@@ -1,6 +1,7 @@
 """Files that are either whole or not there, and errors that say what to do about it."""
 
 import errno
+import hashlib
 import json
 import os
 import pathlib
@@ -37,7 +38,9 @@ def atomic_write(path: str | os.PathLike, data: str | bytes) -> None:
   temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_through(temporary, data.encode() if isinstance(data, str) else data)
+    # a path that is no UTF-8 reaches us as surrogates, which JSON spells \\udcff too
+    encoded = data.encode(errors="backslashreplace") if isinstance(data, str) else data
+    _write_through(temporary, encoded)
     os.replace(temporary, path)
   except OSError as error:
     raise cannot_write(path, error) from error
@@ -49,20 +52,34 @@ def atomic_write(path: str | os.PathLike, data: str | bytes) -> None:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """Writes `value` as indented JSON, atomically. NaN and infinity are refused with a ValueError."""
-  text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
-  atomic_write(path, text + "\n")
+  atomic_write(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+  """The text that `write_json` writes: one for equal values."""
+  return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+
+
+def sha256(path: str | os.PathLike) -> str:
+  """Hex digest of a file's bytes; a `UserError` where it cannot be read."""
+  try:
+    with open(path, "rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError as error:
+    raise UserError(f"Cannot read {os.fspath(path)}: {error.strerror or error}.") from error
 
 
 def read_json(path: str | os.PathLike) -> Any:
   """Reads what `write_json` wrote. A missing, unreadable or broken file is a `UserError`."""
   name = os.fspath(path)
   try:
-    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+    return json.loads(text, parse_constant=_refuse, object_pairs_hook=_once)
   except FileNotFoundError as error:
     raise UserError(f"There is no file {name}. Has the run finished?") from error
   except OSError as error:
     raise UserError(f"Cannot read {name}: {error.strerror or error}.") from error
-  except ValueError as error:  # of decoding, of parsing, or NaN
+  except (ValueError, RecursionError) as error:  # of decoding, of parsing, NaN, a key twice
     raise UserError(
       f"{name} is broken ({error}). Delete it and run the command that made it again."
     ) from error
@@ -81,6 +98,14 @@ def _plain(value: Any) -> Any:
   if isinstance(value, os.PathLike):
     return os.fspath(value)
   raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+    raise ValueError(f"the key {twice!r} stands there twice")
+  return found
 
 
 def _refuse(constant: str) -> None:

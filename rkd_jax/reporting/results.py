@@ -1,14 +1,15 @@
 """results.json: every number of a run, one cell each, with all that is needed to read it."""
 
 import dataclasses
+import hashlib
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from rkd_jax.errors import UserError, nearest
 from rkd_jax.evaluation.metrics import t_interval
-from rkd_jax.reporting.files import read_json, write_json
+from rkd_jax.reporting.files import read_json, to_json, write_json
 
 SCHEMA = 1
 
@@ -77,7 +78,7 @@ class Cell:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Cell))
-_MEASURED = {"count", "n", "value", "ci95"}
+MEASURED = {"count", "n", "value", "ci95"}
 
 
 class OverSeeds(TypedDict):
@@ -90,9 +91,10 @@ class OverSeeds(TypedDict):
 
 
 def write(path: str | os.PathLike, manifest: dict[str, Any], cells: Iterable[Cell]) -> None:
-  """Writes results.json atomically: {"schema": 1, "run": manifest, "cells": [...]}.
+  """Writes results.json atomically: {"schema": 1, "run": manifest, "cells": [...], "sha256": ...}.
 
-  Raises a ValueError where two cells differ in nothing but their numbers.
+  The digest is of the document without it: what was edited afterwards, by whoever is not careful,
+  is told by `verify`. Raises a ValueError where two cells differ in nothing but their numbers.
   """
   cells = list(cells)
   _refuse_duplicates(cells)
@@ -101,11 +103,29 @@ def write(path: str | os.PathLike, manifest: dict[str, Any], cells: Iterable[Cel
     "run": manifest,
     "cells": [{name: getattr(cell, name) for name in FIELDS} for cell in cells],
   }
-  write_json(path, document)
+  write_json(path, {**document, "sha256": seal(document)})
+
+
+def seal(document: Mapping[str, Any]) -> str:
+  """Hex digest over all of results.json but the digest itself."""
+  rest = {key: value for key, value in document.items() if key != "sha256"}
+  text = to_json(rest).encode(errors="backslashreplace")
+  return hashlib.sha256(text).hexdigest()
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Any], list[Cell]]:
   """The manifest and the cells of results.json; a `UserError` where the file is not one of ours."""
+  document, name = read_document(path), os.fspath(path)
+  try:
+    cells = [cell(fields) for fields in document["cells"]]
+    _refuse_duplicates(cells)
+  except (TypeError, ValueError) as error:
+    raise UserError(f"{name} has a cell that does not fit: {error}") from error
+  return document["run"], cells
+
+
+def read_document(path: str | os.PathLike) -> dict[str, Any]:
+  """results.json as plain values, of this schema; what its cells say is not looked at."""
   document, name = read_json(path), os.fspath(path)
   if not isinstance(document, dict) or document.get("schema") != SCHEMA:
     found = document.get("schema") if isinstance(document, dict) else type(document).__name__
@@ -113,15 +133,9 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], list[Cell]]:
       f"{name} has schema {found!r}; this version reads schema {SCHEMA}. Make it again with the"
       " same version of rkd_jax."
     )
-  manifest, cells = document.get("run"), document.get("cells")
-  if not isinstance(manifest, dict) or not isinstance(cells, list):
+  if not isinstance(document.get("run"), dict) or not isinstance(document.get("cells"), list):
     raise UserError(f'{name} must hold "run" (an object) and "cells" (a list).')
-  try:
-    cells = [_cell(fields) for fields in cells]
-    _refuse_duplicates(cells)
-  except (TypeError, ValueError) as error:
-    raise UserError(f"{name} has a cell that does not fit: {error}") from error
-  return manifest, cells
+  return document
 
 
 def select(cells: Iterable[Cell], **fields: Any) -> list[Cell]:
@@ -159,7 +173,8 @@ def over_seeds(cells: Sequence[Cell]) -> OverSeeds:
   }
 
 
-def _cell(fields: Any) -> Cell:
+def cell(fields: Any) -> Cell:
+  """A cell from plain values; a ValueError or TypeError where they are none."""
   if not isinstance(fields, dict):
     raise ValueError(f"it is {type(fields).__name__}, not an object")
   if odd := set(fields) ^ set(FIELDS):
@@ -171,9 +186,9 @@ def _cell(fields: Any) -> Cell:
 def _refuse_duplicates(cells: Iterable[Cell]) -> None:
   seen = set()
   for cell in cells:
-    key = tuple(getattr(cell, name) for name in FIELDS if name not in _MEASURED)
+    key = tuple(getattr(cell, name) for name in FIELDS if name not in MEASURED)
     if key in seen:
-      names = (n for n in FIELDS if n not in _MEASURED)
+      names = (n for n in FIELDS if n not in MEASURED)
       shown = {n: v for n, v in zip(names, key, strict=True) if v is not None}
       raise ValueError(f"two cells agree in every field but their numbers: {shown}")
     seen.add(key)
