@@ -11,19 +11,22 @@ import inspect
 import json
 import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rkd_jax
 from rkd_jax.methods.base import Method
+
+if TYPE_CHECKING:
+  from rkd_jax.given import Given
 
 Config = Any  # a locked ml_collections.ConfigDict, whose own type says too little of its values
 
 
 @dataclasses.dataclass(frozen=True)
 class Delivery:
-  """What a phase delivers under a name."""
+  """What a phase, or someone from elsewhere, delivers under a name."""
 
-  phase: "Phase"
+  phase: "Phase | Given"
   name: str
 
 
@@ -55,7 +58,7 @@ class Phase:
     return json.loads(self.settings)[name]
 
   @property
-  def teacher(self) -> "Phase | None":
+  def teacher(self) -> "Phase | Given | None":
     """The phase whose network teaches here, or is trained on here, if any."""
     given = dict(self.given)
     found = given.get("teacher") or given.get("student")

@@ -28,6 +28,7 @@ from rkd_jax.data.parts import Parts
 from rkd_jax.data.sources import Dataset
 from rkd_jax.data.stream import Nothing, Resident, Streamed
 from rkd_jax.evaluation.predictions import Questions
+from rkd_jax.given import Given
 from rkd_jax.methods.base import Example, Role
 from rkd_jax.models.network import Network
 from rkd_jax.networks import Networks
@@ -136,7 +137,7 @@ class Runner:
   def check(self, phase: Phase) -> None:
     """Raises a `UserError` if the phase's networks cannot see its batches."""
     train, names = phase.setting("train"), phase.setting("networks")
-    networks = Networks(self.config, self.dataset, names)
+    networks = Networks(self.config, self.dataset, names, phase.setting("normalisation"))
     if phase.part == "nothing":
       batch = train["batch_size"]
     else:
@@ -149,7 +150,8 @@ class Runner:
     if phase.key not in self._done:
       self.stop.check("between two phases")
       for _, delivery in phase.given:
-        self.finish(delivery.phase)
+        if isinstance(delivery.phase, Phase):
+          self.finish(delivery.phase)
       setup = Setup(self.config, self.dataset, phase.seed)
       if setup.poison(phase.part):  # what is in its data must be there first
         for needed in [*setup.attackers(), *([setup.trigger.phase] if setup.trigger else [])]:
@@ -170,12 +172,14 @@ class Runner:
     return self.workdir / "phases" / f"seed{phase.seed}" / f"{phase.name}-{phase.key[:8]}"
 
   def deliver(self, delivery: Delivery) -> Tree:
+    if isinstance(delivery.phase, Given):
+      return delivery.phase.variables()
     return self.finish(delivery.phase).deliver(delivery.name)
 
   def prepare(self, phase: Phase, given: dict[str, Tree]) -> Ready:
     """The phase's program and data, its roles' values as far as they are given."""
-    names = phase.setting("networks")
-    roles = phase.method.roles(Networks(self.config, self.dataset, names))
+    names, norms = phase.setting("networks"), phase.setting("normalisation")
+    roles = phase.method.roles(Networks(self.config, self.dataset, names, norms))
     train, stream = phase.setting("train"), self._stream(phase)
     rounds = train["steps"] or train["epochs"] * stream.steps_per_epoch
     optimizer, changes = Optimizer(**hashable(train["optimizer"])), train["optimizers"]
@@ -298,8 +302,11 @@ def described(phase: Phase) -> str:
   return f"seed {phase.seed}  {phase.name}: {method}{note}"
 
 
-def kind(teacher: Phase) -> str:
-  """Whether a teacher, or what it was repaired from, is the attacker's or the control's."""
+def kind(teacher: Phase | Given) -> str:
+  """Whether a teacher, or what it was repaired from, was given, or is the attacker's or the
+  control's."""
+  if isinstance(teacher, Given):
+    return "given"
   if "trigger" in teacher.method.delivers or teacher.part == "poisoned":
     return "poisoned"
   return kind(teacher.teacher) if teacher.teacher else "clean"

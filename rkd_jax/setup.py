@@ -8,17 +8,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rkd_jax import lookup
+from rkd_jax import given, lookup
 from rkd_jax.data import seeds
 from rkd_jax.data.sources import Dataset
 from rkd_jax.errors import UserError, nearest
+from rkd_jax.given import Given
 from rkd_jax.methods.attack import Attack
 from rkd_jax.methods.base import Method
 from rkd_jax.networks import Networks
 from rkd_jax.phases import Config, Delivery, Phase, source_of
 
 Spec = dict[str, Any]  # {"name": ..., field: value, "base": Spec}
-ELSEWHERE = ("network", "poison", "plan")  # a section's keys that stand elsewhere in the settings
+ELSEWHERE = ("network", "poison", "plan", "checkpoint", "sha256")  # a section's keys that stand elsewhere in the settings
 ATTACKERS = 5  # networks of the attacker's own that say whom to trigger ("boundary")
 
 
@@ -46,7 +47,7 @@ class Setup:
     method: Method,
     part: str,
     section: str,
-    given: Mapping[str, Delivery] | None = None,
+    deliveries: Mapping[str, Delivery] | None = None,
     *,
     shared: bool = False,
     train: Mapping[str, Any] | None = None,
@@ -57,11 +58,13 @@ class Setup:
     Args:
       shared: whether other runs may want it too.
       train: what differs from the section; of its "optimizer", only what differs.
-      networks: {role: architecture} that differ: whoever trains a teacher trains it as "student".
+      networks: {role: the teacher's architecture}: whoever trains a teacher trains it as "student".
     """
     config, train = self.config, {**method.trains(), **(train or {})}
     names = {r: config[r].network for r in ("teacher", "student")} | config.networks.to_dict()
-    found = Networks(config, self.dataset, {**names, **(networks or {})})
+    own = networks or {}
+    norms = dict.fromkeys(("teacher", *own), self.given.normalisation) if self.given else {}
+    found = Networks(config, self.dataset, {**names, **own}, norms)
     method.roles(found)
     trains = {k: v for k, v in config[section].to_dict().items() if k not in ELSEWHERE}
     optimizer = {**trains["optimizer"], **train.pop("optimizer", {})}
@@ -69,16 +72,31 @@ class Setup:
       "data": self.dataset.fingerprint,
       "train": {**trains, **train, "optimizer": optimizer},
       "networks": found.asked,
+      "normalisation": found.normalisation,
       "models": {role: source_of(type(found[role].module)) for role in found.asked},
       "precision": [config.dtype, config.bn_group],
       "labels": config.labels if part not in ("poisoned", "clean", "nothing") else None,
       "poison": self.poison(part),
     }
-    deliveries = tuple(sorted((given or {}).items()))
+    given = tuple(sorted((deliveries or {}).items()))
     text = json.dumps(settings, sort_keys=True)
-    return Phase(name, method, part, deliveries, self.seed, text, shared)
+    return Phase(name, method, part, given, self.seed, text, shared)
 
   # The attacker's side.
+
+  @functools.cached_property
+  def given(self) -> Given | None:
+    """The teacher that the config names a checkpoint of; None where one is trained here."""
+    wanted = self.config.teacher
+    if not wanted.checkpoint:
+      return None
+    found = given.read(wanted.checkpoint, wanted.sha256)
+    if found.network != wanted.network:
+      raise UserError(
+        f"The teacher in {found.path} is a {found.network}, but config.teacher.network is "
+        f"{wanted.network!r}. Say --config.teacher.network={found.network}"
+      )
+    return found
 
   def poison(self, part: str) -> dict[str, Any] | None:
     """The trigger that is in a part of the data: which, how much of it, on whom."""
@@ -124,8 +142,14 @@ class Setup:
 
   @functools.cached_property
   def planted(self) -> Delivery:
-    """The backdoored teacher."""
+    """The backdoored teacher, or the one that was given."""
     own = {"student": self.config.teacher.network}
+    if self.given:
+      made = {"student": Delivery(self.given, "student")}
+      method = make_method({"name": "given"})
+      one = dataclasses.replace(self, seed=0)  # the same network, whatever the seed
+      phase = one.phase("teacher", method, "nothing", "teacher", made, shared=True, networks=own)
+      return phase["student"]
     if self.trigger is None:
       method = make_method({"name": "supervised"})
       phase = self.phase("teacher", method, "poisoned", "teacher", shared=True, networks=own)

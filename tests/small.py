@@ -62,7 +62,8 @@ class Small:
     put = lambda tree: sharding.replicate(self.mesh, tree)  # noqa: E731
     if self.streamed:
       spread = lambda tree: sharding.spread(self.mesh, tree)  # noqa: E731
-      self.stream = Streamed(self.rows, self.batch, 7, put, spread, self.backdoor)
+      share = jax.process_index(), jax.process_count()
+      self.stream = Streamed(self.rows, self.batch, 7, put, spread, self.backdoor, share=share)
     else:
       self.stream = Resident(self.rows, self.batch, 7, put, self.backdoor)
     self.program = make_program(

@@ -1,0 +1,100 @@
+"""A teacher that was made elsewhere: what its files say, and that they are whole.
+
+Today such a teacher is the folder of a phase that this package wrote, such as runs/teachers/<key>.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from typing import Any
+
+from rkd_jax.errors import UserError
+from rkd_jax.reporting.files import read_json
+from rkd_jax.training import checkpoint
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, per channel, in [0, 1]
+ROLES = ("teacher", "student")  # whose network it is: an attack's teacher, else what was trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """Attributes:
+  path: of its folder.
+  network: its architecture, as a config names it.
+  normalisation: of the pixels that it was trained on.
+  sha256: over its arrays, as written when it was made.
+  role: under which they were saved.
+  """
+
+  path: str
+  network: str
+  normalisation: Normalisation
+  sha256: str
+  role: str
+
+  @property
+  def key(self) -> str:
+    """What stands for it in the key of a phase: its arrays, wherever they lie."""
+    return self.sha256[:16]
+
+  def variables(self) -> Any:
+    """Its variables as host arrays. Raises a `UserError` where they are not those of `sha256`."""
+    saved = _load(self.path)
+    if checkpoint.digest(saved) != self.sha256:
+      raise UserError(
+        f"The teacher in {self.path} is damaged: its arrays are not those of its done.json "
+        f"(sha256 {self.sha256}). Copy the folder again from where it came."
+      )
+    return saved["roles"][self.role]
+
+
+def read(path: str | os.PathLike, sha256: str = "") -> Given:
+  """What a teacher's folder says of it.
+
+  Args:
+    path: holds done.json and final/, as every finished phase does.
+    sha256: what its arrays must be, in hex; "": whatever they are.
+
+  Raises:
+    UserError: if it is no such folder, or of other arrays.
+  """
+  return _read(os.fspath(path), sha256)
+
+
+@functools.lru_cache
+def _read(path: str, sha256: str) -> Given:
+  folder = pathlib.Path(path).expanduser()
+  if not (folder / "done.json").is_file() or not (folder / "final").is_dir():
+    raise UserError(
+      f"{path} holds no network: expected the folder of a finished phase, with done.json and "
+      "final/ in it, such as runs/teachers/<key>."
+    )
+  record = read_json(folder / "done.json")
+  try:
+    settings, digest = record["phase"]["settings"], record["sha256"]
+    saved = _load(path)["roles"]
+    role = next(role for role in ROLES if role in saved)
+    mean, std = settings["normalisation"][role]
+    network = settings["networks"][role]
+  except (KeyError, TypeError, StopIteration) as error:
+    raise UserError(
+      f"{path} does not say what its network is ({error!r} is missing): it was made by another "
+      "version, or by a phase that trains none. Name another folder, or make it again."
+    ) from error
+  if sha256 and sha256.lower() != digest:
+    raise UserError(
+      f"The teacher in {path} has sha256 {digest}, but config.teacher.sha256 asks for {sha256}. "
+      "It is another network than the one you mean."
+    )
+  return Given(path, network, (tuple(mean), tuple(std)), digest, role)
+
+
+def _load(path: str) -> Any:
+  try:
+    return checkpoint.load_tree(pathlib.Path(path).expanduser() / "final")
+  except Exception as error:  # Orbax, TensorStore and the file system each raise their own
+    raise UserError(
+      f"Cannot read the network in {path}: {type(error).__name__}. Copy the folder again from "
+      "where it came."
+    ) from error
