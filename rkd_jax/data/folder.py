@@ -1,142 +1,196 @@
-"""Reading a folder of images into memory: one sub-folder per class.
+"""Folders and zip files of images: one sub-folder per class, or images without labels.
 
 `<root>/<split>/<class>/<file>`, or `<root>/<class>/<file>` for a data set that has no test part of
-its own. Files of other kinds, and what begins with a dot, are passed over. Pixels are taken as they
-are stored: neither resized nor turned by EXIF.
+its own; a class's images may lie in further folders. A single folder around all of it is looked
+into. `data/files.py` says what is passed over, `data/decode.py` what becomes of the pixels.
 """
 
-import contextlib
-import dataclasses
 import pathlib
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from rkd_jax.data import reading, zipped
+from rkd_jax.data.catalogue import Catalogue
+from rkd_jax.data.files import SUFFIXES, Directory, Store, Tree, shown
+from rkd_jax.data.lazy import Images
+from rkd_jax.data.reading import Options, Read
 from rkd_jax.errors import UserError, nearest
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 TESTS = ("test", "val", "validation", "valid")  # what a test part is called; the first there counts
-GREY = ("1", "L", "LA")  # Pillow's modes that hold no colour
-DEEP = ("I", "F")  # begin its modes of more than 8 bits, which it would clip
+LAYOUT = "<split>/<class>/<image> or <class>/<image>"
 
-Arrays = tuple[np.ndarray, np.ndarray]  # images uint8[N, H, W, C], labels int32[N]
+Arrays = tuple[Images, np.ndarray]  # images uint8[N, H, W, C], labels int32[N]
 
 
-@dataclasses.dataclass(frozen=True)
-class Listed:
-  """The files of one split, by class and then by name, and their labels int32[N]."""
+class Found(NamedTuple):
+  """A data set: train, test or None, K class names (sorted, numbers as numbers), and "file: reason"
+  for every image that was left out."""
 
-  files: list[pathlib.Path]
+  train: Arrays
+  test: Arrays | None
+  names: tuple[str, ...]
+  skipped: tuple[str, ...]
+
+
+class Listed(NamedTuple):
+  """The files of one split, by class and then by path, and their labels int32[N]."""
+
+  store: Store
   labels: np.ndarray
 
 
-def read(path: str, data_dir: str | None) -> tuple[Arrays, Arrays | None, tuple[str, ...]]:
-  """Decodes a folder of images.
+def read(path: str, data_dir: str | None, options: Options = Options()) -> Found:  # noqa: B008
+  """Reads a folder or a zip file of labelled images.
 
   Args:
-    path: the folder; one that is not absolute starts at `data_dir`.
+    path: of the folder or zip file; one that is not absolute starts at `data_dir`.
     data_dir: None: where the program runs.
-
-  Returns:
-    (train, test or None, K class names: sorted, numbers as numbers). Images are RGB, or have one
-    channel where none of them has colour.
+    options: size, memory, what to do with images that cannot be read.
 
   Raises:
-    UserError: if there is no such folder, no class, no image, a class that only the test part has,
-      an image that cannot be read, or images of two sizes.
+    UserError: if there is no such folder or zip file, no class, no image, a class of one image, a
+      class that only the test part has, or what `reading.read` raises.
   """
+  with Catalogue(_tree(path, data_dir, LAYOUT)) as found:
+    first, second = _splits(found)
+    names = _classes(found, first)
+    lists = [_listed(found, first, names)]
+    if second is not None:
+      lists.append(_listed(found, second, names))
+  where = _place(found, first)
+  _check_counts(lists[0].labels, names, where)
+  parts = reading.read([listed.store for listed in lists], options)
+  arrays = [(one.images, _labels(one, listed)) for one, listed in zip(parts, lists, strict=True)]
+  _check_counts(arrays[0][1], names, where)
+  skipped = tuple(line for one in parts for line in one.skipped)
+  shown_names = tuple(shown(name) for name in names)
+  return Found(arrays[0], arrays[1] if len(arrays) > 1 else None, shown_names, skipped)
+
+
+def unlabelled(
+  path: str,
+  data_dir: str | None,
+  shape: tuple[int, int, int],
+  options: Options = Options(),  # noqa: B008
+) -> tuple[Images, tuple[str, ...]]:
+  """Reads all images of a folder or a zip file, wherever in it they lie, by path.
+
+  Args:
+    path, data_dir: as for `read`.
+    shape: (H, W, C) of the data set: they are resized, cropped and turned grey or RGB to fit it.
+    options: memory (theirs alone), skip_corrupt.
+
+  Returns:
+    uint8[N, H, W, C], and "file: reason" for every image that was left out.
+
+  Raises:
+    UserError: if there is no such folder or zip file, no image, or one that cannot be read.
+  """
+  with Catalogue(_tree(path, data_dir, "images")) as found:
+    store, _ = found.store([b""])
+  if not len(store):
+    raise UserError(f"{found.tree.where} holds no images; can read {', '.join(SUFFIXES)}.")
+  (one,) = reading.read([store], options, shape)
+  return one.images, one.skipped
+
+
+def _tree(path: str, data_dir: str | None, layout: str) -> Tree:
   root = pathlib.Path(data_dir or ".").expanduser() / pathlib.Path(path).expanduser()
-  if not path or not root.is_dir():
-    raise UserError(
-      f"'folder:{path}' is no folder: looked at {root.absolute()}. Write 'folder:' and the path of "
-      "one that holds <split>/<class>/<image> or <class>/<image>."
-    )
-  first, second = _splits(root)
-  names = tuple(folder.name for folder in _classes(first))
-  train = _listed(first, names)
-  test = _listed(second, names) if second else None
-  shape = _shape(train.files + (test.files if test else []))
-  return _decode(train, shape), _decode(test, shape) if test else None, names
+  if path and root.is_dir():
+    return Directory(str(root))
+  if path and root.is_file():
+    return zipped.Zip(str(root))
+  raise UserError(
+    f"'folder:{path}' is no folder and no zip file: looked at {root.absolute()}. Write 'folder:' "
+    f"and the path of one that holds {layout}."
+  )
 
 
-def _splits(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
+def _place(found: Catalogue, path: bytes) -> str:
+  return f"{found.tree.where}/{shown(path)}" if path else found.tree.where
+
+
+def _splits(found: Catalogue) -> tuple[bytes, bytes | None]:
   """(the folder of training classes, that of test classes or None)."""
-  there = {folder.name for folder in _folders(root)}
-  train = root / "train"
+  root = _unwrapped(found)
+  there = found.folders(root)
+  known = {b"train", *(name.encode() for name in TESTS)}
   # A class may be called "train" too; then it holds images, and there are other classes.
-  if not there or not (there <= {"train", *TESTS} or (train.is_dir() and _folders(train))):
+  if not there or not (set(there) <= known or found.folders(_join(root, b"train"))):
     return root, None
-  if "train" not in there:
-    raise UserError(f"{root} has {', '.join(sorted(there))}, but no folder 'train'.")
-  return train, next((root / name for name in TESTS if name in there), None)
+  if b"train" not in there:
+    names = ", ".join(map(shown, there))
+    raise UserError(f"{_place(found, root)} has {names}, but no folder 'train'.")
+  test = next((name.encode() for name in TESTS if name.encode() in there), None)
+  return _join(root, b"train"), _join(root, test) if test else None
 
 
-def _folders(root: pathlib.Path) -> list[pathlib.Path]:
-  return [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
+def _unwrapped(found: Catalogue) -> bytes:
+  """The folder that holds splits or classes: archives often have one folder around everything."""
+  root = b""
+  while True:
+    there = found.folders(root)
+    inside = _join(root, there[0]) if len(there) == 1 else b""
+    if not inside or not found.folders(inside) or found.has_files(root) or found.has_files(inside):
+      return root
+    if there[0] == b"train" or there[0].decode(errors="replace") in TESTS:
+      return root
+    root = inside
 
 
-def _classes(root: pathlib.Path) -> list[pathlib.Path]:
+def _join(root: bytes, name: bytes) -> bytes:
+  return root + b"/" + name if root else name
+
+
+def _classes(found: Catalogue, root: bytes) -> list[bytes]:
   """A split's class folders; "10" comes after "9", and both before "a"."""
 
-  def place(folder: pathlib.Path) -> tuple[bool, int, str]:
-    number = folder.name.isdecimal()
-    return not number, int(folder.name) if number else 0, folder.name
+  def place(name: bytes) -> tuple[bool, int, bytes]:
+    number = name.isdigit()
+    return not number, int(name) if number else 0, name
 
-  found = sorted(_folders(root), key=place)
-  if not found:
-    raise UserError(f"{root} has no class folders; images lie in <class>/<file>.")
-  return found
+  names = sorted(found.folders(root), key=place)
+  if not names:
+    raise UserError(
+      f"{_place(found, root)} has no class folders; images lie in <class>/<file>. Images without "
+      "labels are given as --config.data.unlabelled=<folder>."
+    )
+  return names
 
 
-def _listed(root: pathlib.Path, names: tuple[str, ...]) -> Listed:
-  files, labels = [], []
-  for folder in _classes(root):
-    if folder.name not in names:
+def _listed(found: Catalogue, root: bytes, names: list[bytes]) -> Listed:
+  own = _classes(found, root)
+  known = {name: label for label, name in enumerate(names)}
+  for name in own:
+    if name not in known:
       raise UserError(
-        f"The class {folder.name!r} of {root} is none of the training part's. "
-        f"{nearest(folder.name, names)}"
+        f"The class {shown(name)!r} of {_place(found, root)} is none of the training part's. "
+        f"{nearest(shown(name), map(shown, names))}"
       )
-    own = sorted(f for f in folder.iterdir() if f.suffix.lower() in FORMATS and f.name[0] != ".")
-    if not own:
-      raise UserError(f"{folder} holds no images; can read {', '.join(FORMATS)}.")
-    files += own
-    labels += [names.index(folder.name)] * len(own)
-  return Listed(files, np.array(labels, np.int32))
+  store, place = found.store([_join(root, name) for name in own])
+  empty = np.flatnonzero(np.bincount(place, minlength=len(own)) == 0)
+  if empty.size:
+    where = _place(found, _join(root, own[empty[0]]))
+    raise UserError(
+      f"{where} holds no images; can read {', '.join(SUFFIXES)}. Put some there, or remove it."
+    )
+  return Listed(store, np.array([known[name] for name in own], np.int32)[place])
 
 
-def _shape(files: list[pathlib.Path]) -> tuple[int, int, int]:
-  """(H, W, C) of all images, from their headers; C is 1 if none has colour, else 3."""
-  size, grey = None, True
-  for file in files:
-    with _opened(file) as image:
-      size = size or image.size
-      grey = grey and image.mode in GREY
-      if image.size != size:
-        raise UserError(
-          f"Images must have one size, but {files[0]} is {size[0]}x{size[1]} (width x height) and "
-          f"{file} is {image.size[0]}x{image.size[1]}. Resize them first."
-        )
-      if image.mode.startswith(DEEP):
-        raise UserError(f"{file} has more than 8 bits a pixel. Convert it first.")
-  assert size is not None  # no class is empty
-  return size[1], size[0], 1 if grey else 3
+def _labels(one: Read, listed: Listed) -> np.ndarray:
+  return np.asarray(listed.labels[one.kept])
 
 
-@contextlib.contextmanager
-def _opened(file: pathlib.Path) -> Iterator[Image.Image]:
-  try:
-    with Image.open(file, formats=sorted(set(FORMATS.values()))) as image:
-      yield image
-  except UserError:
-    raise
-  except Exception as error:  # Pillow has no one class for what a damaged file may raise
-    raise UserError(f"Cannot read the image {file}: {error}") from error
-
-
-def _decode(listed: Listed, shape: tuple[int, int, int]) -> Arrays:
-  images = np.empty((len(listed.files), *shape), np.uint8)
-  for row, file in enumerate(listed.files):
-    with _opened(file) as image:
-      images[row] = np.asarray(image.convert("L" if shape[-1] == 1 else "RGB")).reshape(shape)
-  return images, listed.labels
+def _check_counts(labels: np.ndarray, names: list[bytes], where: str) -> None:
+  """Raises a `UserError` for classes of the training part with fewer than two images."""
+  counts = np.bincount(labels, minlength=len(names))
+  few = np.flatnonzero(counts < 2)
+  if few.size:
+    some = ", ".join(f"{shown(names[k])!r} ({counts[k]})" for k in few[:10].tolist())
+    more = f" and {few.size - 10:,} more" if few.size > 10 else ""
+    raise UserError(
+      f"{where} has classes with fewer than two images that can be read: {some}{more}. Training, "
+      "the hold-out and, where the data set has none, the test part each need some of every class: "
+      "add images, or remove the class."
+    )

@@ -2,29 +2,34 @@
 
 A source `f(argument, data_dir) -> (train, test or None, class names)` reads everything into memory
 as uint8. To add one, write the function and name it in `SOURCES`; splitting, statistics and the
-fingerprint are done here for all. A data set is written "digits", "tfds:cifar10" or
-"folder:data/signs".
+fingerprint are done here for all. A data set is written "digits", "tfds:cifar10", "npz:shapes.npz"
+or "folder:data/signs"; a folder alone may stay on disk, and is read by the options.
 """
 
 import dataclasses
 import difflib
 import hashlib
+import math
+from typing import Any
 
 import numpy as np
 
-from rkd_jax.data import folder, seeds, splits
+from rkd_jax.data import folder, npz, seeds, splits
+from rkd_jax.data.lazy import Images, Lazy
+from rkd_jax.data.reading import Options
 from rkd_jax.errors import UserError
 
 # Published mean and standard deviation per channel: what other people's networks were trained with.
 PUBLISHED = {"tfds:cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))}
-CHUNK = 4096  # images summed at a time: their squares need twice their memory
+CHUNK = 2**26  # pixels summed at a time: their squares need twice their memory
+SAMPLE = 10_000  # images that statistics are made from, where they are not in memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-  """Images uint8[N, H, W, C] and their labels int32[N]."""
+  """Images uint8[N, H, W, C], perhaps on disk, and their labels int32[N]."""
 
-  images: np.ndarray
+  images: Images
   labels: np.ndarray
 
   def __len__(self) -> int:
@@ -32,12 +37,12 @@ class Split:
 
   def take(self, indices: np.ndarray) -> "Split":
     """The examples at `indices`, in that order."""
-    return Split(self.images[indices], self.labels[indices])
+    return Split(self.images.take(indices, axis=0), self.labels[indices])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-  """A data set in memory, cut into parts that share no example.
+  """A data set, cut into parts that share no example.
 
   Attributes:
     name: as it was asked for.
@@ -46,8 +51,11 @@ class Dataset:
     test: what is reported, and chooses nothing.
     class_names: K names, by label.
     mean, std: per channel, of the training pixels in [0, 1] (published constants where there are).
-    fingerprint: sha256 in hex over names, shapes and bytes of everything above; a folder's path is
-      not part of it.
+    fingerprint: sha256 in hex over names, shapes and bytes of all parts, the unlabelled one too; a
+      folder's path is not part of it. Of images on disk it is `Lazy.digest`, so the same files in
+      memory have another fingerprint.
+    unlabelled: images without labels beside the others, of the same shape, or None.
+    skipped: "file: reason" of every image that was left out, if that was asked for.
   """
 
   name: str
@@ -58,7 +66,8 @@ class Dataset:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   fingerprint: str
-  unlabelled: np.ndarray | None = None
+  unlabelled: Images | None = None
+  skipped: tuple[str, ...] = ()
 
   @property
   def classes(self) -> int:
@@ -78,12 +87,13 @@ def load(
   holdout: float,
   test: float,
   train: float = 0,
+  options: Options = Options(),  # noqa: B008
 ) -> Dataset:
   """Reads a data set and cuts it into train, hold-out and test.
 
   Args:
-    name: "digits", "tfds:" and a name as TFDS writes it ("tfds:cifar10", "tfds:cifar10:3.0.2"), or
-      "folder:" and the path of a folder of images.
+    name: "digits", "tfds:" and a name as TFDS writes it ("tfds:cifar10", "tfds:cifar10:3.0.2"),
+      "folder:" and the path of a folder or zip file of images, or "npz:" and a file of arrays.
     data_dir: where prepared data lies, and relative paths start; None: where TFDS puts it by
       default, and where the program runs.
     split_seed: draws the hold-out (and the test part, where the data set has none of its own).
@@ -91,15 +101,17 @@ def load(
       on a count.
     test: the same for the test part of a data set that has none of its own; others keep theirs.
     train: how much of what is then left to train on is used, class-balanced; 0: all.
+    options: how image files are read, and where unlabelled ones lie. `size` and `memory` concern
+      folders and zip files alone.
 
   Raises:
     UserError: if the data set is unknown, not prepared, or not of equally large labelled images,
       or if a part would be empty.
   """
   kind, _, argument = name.partition(":")
-  if kind not in SOURCES:
+  if kind != "folder" and kind not in SOURCES:
     raise _unknown(name)
-  whole, official, class_names = SOURCES[kind](argument, data_dir)
+  whole, official, class_names, skipped = _read(kind, argument, data_dir, options)
   classes = len(class_names)
   if official is None:
     size = splits.count("The test part", test, len(whole))
@@ -112,6 +124,9 @@ def load(
   parts = {"train": used, "holdout": held, "test": official}
   _check(name, parts, classes)
   mean, std = PUBLISHED.get(":".join(name.split(":")[:2])) or statistics(used.images)
+  images, left_out = _unlabelled(options, data_dir, used)
+  # A folder may be moved: its images and classes say what it is.
+  called = kind if kind in PLACES else name
   return Dataset(
     name=name,
     train=used,
@@ -120,9 +135,36 @@ def load(
     class_names=class_names,
     mean=mean,
     std=std,
-    # A folder may be moved: its images and classes say what it is.
-    fingerprint=_fingerprint(kind if kind == "folder" else name, parts, class_names),
+    fingerprint=_fingerprint(called, parts, class_names, images, options.size),
+    unlabelled=images,
+    skipped=skipped + left_out,
   )
+
+
+def _read(
+  kind: str, argument: str, data_dir: str | None, options: Options
+) -> tuple[Split, Split | None, tuple[str, ...], tuple[str, ...]]:
+  """(train, test or None, class names, images left out)."""
+  if kind == "folder":
+    found = folder.read(argument, data_dir, options)
+    official = Split(*found.test) if found.test else None
+    return Split(*found.train), official, found.names, found.skipped
+  if options.size:
+    raise UserError(
+      f"config.data.size is {options.size}, but {kind!r} comes in the size it has; only images of "
+      "a 'folder:' are resized. Leave config.data.size at 0."
+    )
+  return *SOURCES[kind](argument, data_dir), ()
+
+
+def _unlabelled(
+  options: Options, data_dir: str | None, train: Split
+) -> tuple[Images | None, tuple[str, ...]]:
+  if not options.unlabelled:
+    return None, ()
+  height, width, channels = train.images.shape[1:]
+  path = options.unlabelled.removeprefix("folder:")
+  return folder.unlabelled(path, data_dir, (height, width, channels), options)
 
 
 def _cut(split: Split, size: int, classes: int, seed: int) -> tuple[Split, Split]:
@@ -145,30 +187,49 @@ def _check(name: str, parts: dict[str, Split], classes: int) -> None:
       )
 
 
-def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """Mean and standard deviation per channel of uint8[N, H, W, C], as pixels in [0, 1].
 
-  A constant channel gets the deviation of one grey level, so that normalising stays finite.
+  Of images that are on disk, 10,000 evenly spaced ones are taken; of others all. A constant channel
+  gets the deviation of one grey level, so that normalising stays finite.
   """
+  if isinstance(images, Lazy):
+    some = min(SAMPLE, len(images))
+    images = images.take(np.arange(some) * len(images) // some)
   total = np.zeros(images.shape[-1])
   squares = np.zeros(images.shape[-1])
-  for start in range(0, len(images), CHUNK):
-    pixels = images[start : start + CHUNK].reshape(-1, images.shape[-1])
+  step = max(1, CHUNK // math.prod(images.shape[1:]))
+  for start in range(0, len(images), step):
+    pixels = images[start : start + step].reshape(-1, images.shape[-1])
     total += pixels.sum(axis=0, dtype=np.int64)
     squares += np.square(pixels, dtype=np.uint16).sum(axis=0, dtype=np.int64)
-  number = images[..., 0].size
+  number = math.prod(images.shape[:-1])
   mean = total / number
   std = np.sqrt(np.maximum(squares / number - mean**2, 1.0))
   return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
-def _fingerprint(name: str, parts: dict[str, Split], class_names: tuple[str, ...]) -> str:
-  digest = hashlib.sha256(repr((name, class_names)).encode())
+def _fingerprint(
+  name: str,
+  parts: dict[str, Split],
+  class_names: tuple[str, ...],
+  unlabelled: Images | None = None,
+  size: int = 0,
+) -> str:
+  # Random crops of images on disk are of the originals: the size is not all in their shape.
+  digest = hashlib.sha256(repr((name, class_names, *([size] if size else []))).encode())
   for part, split in parts.items():
-    digest.update(repr((part, split.images.shape)).encode())
-    digest.update(np.ascontiguousarray(split.images).data)
+    _add_images(digest, part, split.images)
     digest.update(split.labels.astype("<i4").data)
+  if unlabelled is not None:
+    _add_images(digest, "unlabelled", unlabelled)
   return digest.hexdigest()
+
+
+def _add_images(digest: Any, part: str, images: Images) -> None:
+  digest.update(repr((part, images.shape)).encode())
+  lazily = isinstance(images, Lazy)
+  digest.update(images.digest() if lazily else np.ascontiguousarray(images).data)
 
 
 def digits(argument: str, data_dir: str | None) -> tuple[Split, None, tuple[str, ...]]:
@@ -196,14 +257,9 @@ def tfds_source(argument: str, data_dir: str | None) -> tuple[Split, Split | Non
   return Split(*tfds.read(builder, "train")), official, tfds.class_names(builder)
 
 
-def folder_source(
-  argument: str, data_dir: str | None
-) -> tuple[Split, Split | None, tuple[str, ...]]:
-  """A folder of PNG, JPEG, WebP or BMP files of one size, one sub-folder per class.
-
-  Its test part is "test", else "val", "validation" or "valid"; `<class>/<file>` alone has none.
-  """
-  train, test, class_names = folder.read(argument, data_dir)
+def npz_source(argument: str, data_dir: str | None) -> tuple[Split, Split | None, tuple[str, ...]]:
+  """Arrays of a NumPy file: images and labels, or x_train, y_train, x_test and y_test."""
+  train, test, class_names = npz.read(argument, data_dir)
   return Split(*train), Split(*test) if test else None, class_names
 
 
@@ -217,8 +273,10 @@ def _unknown(name: str) -> UserError:
   hint = f"Did you mean {close[0]!r}? " if close else ""
   return UserError(
     f"No data set is called {name!r}. {hint}Write 'digits', 'tfds:' and the name of a TFDS "
-    "image data set, such as 'tfds:cifar10', or 'folder:' and the path of a folder of images."
+    "image data set, such as 'tfds:cifar10', 'npz:' and a file of arrays, or 'folder:' and the "
+    "path of a folder of images."
   )
 
 
-SOURCES = {"digits": digits, "tfds": tfds_source, "folder": folder_source}
+SOURCES = {"digits": digits, "tfds": tfds_source, "npz": npz_source}
+PLACES = ("folder", "npz")  # whose name is a path

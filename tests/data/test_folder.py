@@ -103,7 +103,7 @@ def test_formats_and_what_is_passed_over(tmp_path):
   for name in ("._a.png", "notes.txt", "Thumbs.db"):
     (seen / name).write_text("no image")
   (tmp_path / ".cache").mkdir()
-  (images, labels), test, names = folder.read(str(tmp_path), None)
+  (images, labels), test, names, _ = folder.read(str(tmp_path), None)
   assert test is None and names == ("seen",) and labels.tolist() == [0] * 6
   np.testing.assert_array_equal(images[:4], np.stack([image] * 4))
   assert np.abs(images[4:].astype(int) - smooth).max() < 12
@@ -115,7 +115,7 @@ def test_grey_stays_grey_if_all_is(tmp_path):
   save(tmp_path / "train" / "dog" / "9.png", Image.fromarray(pixels(9, GREY)).convert("LA"))
   data = load(tmp_path)
   assert data.image_shape == (6, 5, 1) and len(data.mean) == 1
-  (images, _), _, _ = folder.read(str(tmp_path), None)
+  (images, _), *_ = folder.read(str(tmp_path), None)
   np.testing.assert_array_equal(images[:4, ..., 0], made["cat"])
   np.testing.assert_array_equal(images[-1, ..., 0], pixels(9, GREY))
 
@@ -124,7 +124,7 @@ def test_one_image_with_colour_makes_all_rgb(tmp_path):
   made = write(tmp_path / "train", shape=GREY)
   write(tmp_path / "test", shape=GREY, seed=1)
   save(tmp_path / "test" / "dog" / "9.png", pixels(9))
-  (images, _), test, _ = folder.read(str(tmp_path), None)
+  (images, _), test, *_ = folder.read(str(tmp_path), None)
   assert test is not None
   np.testing.assert_array_equal(images[:4], np.stack([made["cat"]] * 3, -1))
   np.testing.assert_array_equal(test[0][-1], pixels(9))
@@ -133,9 +133,9 @@ def test_one_image_with_colour_makes_all_rgb(tmp_path):
 def test_palettes_and_alpha_become_rgb(tmp_path):
   image = Image.fromarray(pixels(0)).quantize(8)
   save(tmp_path / "a" / "0.png", image)
-  solid = Image.fromarray(np.dstack([pixels(1), np.full(GREY, 7, np.uint8)]), "RGBA")
+  solid = Image.fromarray(np.dstack([pixels(1), np.full(GREY, 255, np.uint8)]), "RGBA")
   save(tmp_path / "a" / "1.png", solid)
-  (images, _), _, _ = folder.read(str(tmp_path), None)
+  (images, _), *_ = folder.read(str(tmp_path), None)
   np.testing.assert_array_equal(images, np.stack([np.asarray(image.convert("RGB")), pixels(1)]))
 
 
@@ -176,9 +176,10 @@ def disguised(root):
   save(root / "cat" / "2.png", pixels(0), format="GIF")
 
 
-def deep(root):
+def lonely(root):
   write(root)
-  save(root / "cat" / "3.png", Image.fromarray(np.full(GREY, 4000, np.uint16)))
+  for name in ("eel", "fox"):
+    save(root / name / "0.png", pixels(0))
 
 
 def unknown_class(root):
@@ -189,18 +190,20 @@ def unknown_class(root):
 @pytest.mark.parametrize(
   ("make", "message"),
   [
-    (lambda root: root.rmdir(), r"is no folder: looked at {root}\. Write 'folder:'"),
+    (
+      lambda root: root.rmdir(),
+      r"is no folder and no zip file: looked at {root}\. Write 'folder:'",
+    ),
     (lambda root: None, r"{root} has no class folders"),
     (lambda root: save(root / "0.png", pixels(0)), r"{root} has no class folders"),
     (lambda root: save(root / "train" / "0.png", pixels(0)), r"{root}/train has no class folders"),
     (lambda root: write(root / "test"), r"{root} has test, but no folder 'train'"),
     (empty, r"{root}/eel holds no images; can read \.png, \.jpg"),
-    (lambda root: write(root / "a" / "b"), r"{root}/a holds no images"),
     (unknown_class, r"class 'dogs' of {root}/test is none of .* Did you mean 'dog'"),
     (unequal, r"{root}/train/cat/0\.png is 5x6 .* {root}/test/cat/0\.png is 5x7"),
-    (broken, r"Cannot read the image {root}/dog/2\.png"),
-    (disguised, r"Cannot read the image {root}/cat/2\.png"),
-    (deep, r"{root}/cat/3\.png has more than 8 bits"),
+    (broken, r"1 of 8 images:\n  {root}/dog/2\.png: it is damaged .*\n.*skip_corrupt=true"),
+    (disguised, r"1 of 8 images:\n  {root}/cat/2\.png: it is a GIF.* Convert it"),
+    (lonely, r"{root} has classes with fewer than two .*: 'eel' \(1\), 'fox' \(1\)\. .*add images"),
   ],
 )
 def test_errors_name_the_place(tmp_path, make, message):
