@@ -52,6 +52,7 @@ def described(runner: Runner, finished: Finished) -> dict[str, Any]:
   return {
     "seed": phase.seed,
     "name": phase.name,
+    "key": phase.key,
     "method": type(phase.method).__module__.rsplit(".", 1)[-1],
     "teacher": kind(teacher) if teacher else None,
     "metrics": str(copy.relative_to(runner.workdir)),

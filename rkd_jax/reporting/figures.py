@@ -1,28 +1,30 @@
-"""What the report draws: the plane, the training curves, the example images."""
+"""What the report draws of cells and metrics: the plane and the training curves."""
 
-import base64
-import io
 import pathlib
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from rkd_jax.errors import UserError
 from rkd_jax.reporting import svg
 from rkd_jax.reporting.table import Row
 from rkd_jax.reporting.verdict import REMOVED_ASR
 from rkd_jax.reporting.writer import read_lines
 
-MOST_EXAMPLES = 8
+
+def plane(table: Sequence[Row], labels: Sequence[str] = ()) -> str | None:
+  """Every network and seed whose ACC and ASR are both known; None where there is no such.
+
+  Args:
+    table: the networks.
+    labels: whose marks the drawing shares, in order, where that is not its own `legend`.
+  """
+  points = {row.label: _pairs(row) for row in table if _pairs(row)}
+  series = [svg.Series(label, points.get(label, [])) for label in labels or points]
+  return svg.plane(series, REMOVED_ASR) if points else None
 
 
-def plane(table: Sequence[Row]) -> str | None:
-  """Every network and seed whose ACC and ASR are both known; None where there is no such."""
-  series = [svg.Series(row.label, points) for row in table if (points := _pairs(row))]
-  return svg.plane(series, REMOVED_ASR) if series else None
+def legend(table: Sequence[Row]) -> list[str]:
+  """The plane's networks, in the order of their marks."""
+  return [row.label for row in table if _pairs(row)]
 
 
 def training(workdir: pathlib.Path, phases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -45,42 +47,6 @@ def training(workdir: pathlib.Path, phases: Sequence[dict[str, Any]]) -> list[di
       title = method if name == method else f"{method} · {name}"
       figures.append({"title": title, "panels": panels})
   return figures
-
-
-def examples(path: pathlib.Path, classes: Sequence[str]) -> list[dict[str, Any]]:
-  """Clean and triggered images as data URIs, with what every network says; [] without a file."""
-  if not path.exists():
-    return []
-  try:
-    # opened here: numpy leaves a broken archive's file open
-    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
-    labels = arrays["labels"]
-    networks = list(dict.fromkeys(n.split("/", 1)[1].rsplit("/", 1)[0] for n in arrays if "/" in n))
-    return [
-      {
-        "clean": data_uri(arrays["clean"][i]),
-        "triggered": data_uri(arrays["triggered"][i]),
-        "label": _name(labels[i], classes),
-        "rows": [_prediction(arrays, network, i, classes) for network in networks],
-      }
-      for i in range(min(len(labels), MOST_EXAMPLES))
-    ]
-  except (OSError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile) as error:
-    raise UserError(
-      f"{path} is broken ({error}). Delete it and run the same command again."
-    ) from error
-
-
-def data_uri(image: np.ndarray) -> str:
-  """A PNG of uint8[H, W, C] as a data URI; C = 1 and 3 as they are, of others the mean over C."""
-  if image.dtype != np.uint8 or image.ndim != 3:
-    raise ValueError(f"an image must be uint8[H, W, C]; this is {image.dtype}{list(image.shape)}")
-  if image.shape[-1] != 3:
-    image = image.mean(-1).astype(np.uint8)
-  buffer = io.BytesIO()
-  Image.fromarray(image).save(buffer, "PNG")
-  return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _pairs(row: Row) -> list[tuple[Any, ...]]:
@@ -119,19 +85,3 @@ def _is_holdout_accuracy(key: str) -> bool:
 
 def _is_loss(key: str) -> bool:
   return key.split("/")[-1] == "loss"
-
-
-def _name(index: Any, classes: Sequence[str]) -> str:
-  return str(classes[index]) if 0 <= index < len(classes) else str(index)
-
-
-def _prediction(arrays: dict, network: str, i: int, classes: Sequence[str]) -> dict[str, Any]:
-  clean, triggered = (arrays[f"pred/{network}/{kind}"][i] for kind in ("clean", "triggered"))
-  label = arrays["labels"][i]
-  return {
-    "network": network,
-    "clean": _name(clean, classes),
-    "triggered": _name(triggered, classes),
-    "clean_right": bool(clean == label),
-    "triggered_right": bool(triggered == label),
-  }

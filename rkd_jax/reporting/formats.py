@@ -2,8 +2,43 @@
 
 NOT_MEASURED, UNKNOWN = "–", "unknown"
 
-# metric -> (name, meaning); the report's glossary
-TERMS = {
+# word -> (name, meaning), and metric -> (name, meaning); the report's glossary
+WORDS = {
+  "backdoor": (
+    "Backdoor",
+    "What a network was taught in secret: to answer with the target class whenever an image carries"
+    " the trigger.",
+  ),
+  "trigger": ("Trigger", "The change of an image that sets a backdoor off."),
+  "teacher": ("Teacher", "The large network that someone else trained and that is not trusted."),
+  "student": ("Student", "The small network that learns from the teacher."),
+  "pool": (
+    "Pool",
+    "The images that the student learns from, most without a label; someone may have slipped"
+    " triggered ones in.",
+  ),
+  "undefended": ("Undefended", "Plain distillation, without anything against a backdoor."),
+  "clean_teacher": (
+    "Clean teacher",
+    "A control: a teacher trained alike but without poison. What its student does, no backdoor did.",
+  ),
+  "interval": (
+    "95 % interval",
+    "Where the true value lies in 95 of 100 such measurements: Wilson's of shares, a paired"
+    " bootstrap of composites, Student's t of means over seeds.",
+  ),
+  "variance": (
+    "Feature variance",
+    "Variance of an image's features over height, width and channels of a stage's output, mean over"
+    " images, divided by that of the teacher on the same clean images.",
+  ),
+  "map": (
+    "Embedding map",
+    "What the network's last layer sees of each image (its embedding), laid down on the two"
+    " principal axes of clean and triggered images together.",
+  ),
+}
+METRICS = {
   "acc": ("ACC", "Accuracy on clean test images."),
   "asr": (
     "ASR",
@@ -50,7 +85,7 @@ _AMOUNTS = {"size", "params", "macs", "latency"}
 
 def term(metric: str) -> str:
   """The name that a reader sees."""
-  return TERMS.get(metric, (metric,))[0]
+  return METRICS.get(metric, (metric,))[0]
 
 
 def percent(value: float | None) -> str:

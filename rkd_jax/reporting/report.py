@@ -1,111 +1,187 @@
 """report.html: what a run found, on one page that asks nothing of the network.
 
-Made from the files of the run's folder alone (results.json, examples.npz, the phases'
-metrics.jsonl), so it can be made again at any time, on any machine.
+Made from the files of the run's folder alone (results.json, predictions/, examples.npz,
+analysis.npz, the phases' metrics), so it can be made again at any time, on any machine. All but
+results.json may be missing: then what they hold is not shown.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
-import rkd_jax
-from rkd_jax.reporting import figures, results, svg, table, verdict
-from rkd_jax.reporting.files import atomic_write
-from rkd_jax.reporting.formats import NOT_MEASURED, TERMS, percent
+from rkd_jax.reporting import (
+  cost,
+  figures,
+  inside,
+  page,
+  perclass,
+  pictures,
+  rerun,
+  results,
+  table,
+  verdict,
+)
+from rkd_jax.reporting.formats import METRICS, percent
+from rkd_jax.reporting.page import mapping, mappings, words
 from rkd_jax.reporting.results import Cell
 
+Setting = dict[str, Any]
+CONTENTS = {  # what may be on the page: its id -> its name
+  "comparison": "Comparison",
+  "plane": "ACC and ASR",
+  "classes": "By class",
+  "images": "Images",
+  "variance": "Feature variance",
+  "maps": "Embeddings",
+  "training": "Training",
+  "cost": "Cost",
+  "open": "What this does not prove",
+  "again": "Run it again",
+  "glossary": "Glossary",
+}
 
-def write(workdir: str | os.PathLike) -> pathlib.Path:
-  """Writes `workdir`/report.html and returns its path. Raises a `UserError` for broken files."""
+
+def write(workdir: str | os.PathLike, out: pathlib.Path | None = None) -> pathlib.Path:
+  """Writes `workdir`/report.html (or `out`), returns its path; a `UserError` for broken files."""
   workdir = pathlib.Path(workdir)
   manifest, cells = results.read(workdir / "results.json")
-  path, template = workdir / "report.html", _environment().get_template("report.html.jinja")
-  atomic_write(path, template.render(**_context(workdir, manifest, cells)))
-  return path
+  path = out or workdir / "report.html"
+  return page.write(path, "report.html.jinja", _context(workdir, manifest, cells))
 
 
-def _environment() -> jinja2.Environment:
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("rkd_jax", "reporting"),
-    autoescape=True,  # class names, paths and configs are other people's text
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters |= {"words": _words, "amount": _amount}
-  return environment
-
-
-def _context(workdir: pathlib.Path, run: dict[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
-  config, data = _mapping(run.get("config")), _mapping(run.get("data"))
-  classes = data.get("classes") or []
-  phases = [phase for phase in run.get("phases") or [] if isinstance(phase, dict)]
-  sections = [_section(cells, s, config, classes) for s in table.settings(table.plain(cells))]
-  shown = {cell for section in sections for cell in section["cells"]}
-  return {
+def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell]) -> Setting:
+  config, classes = mapping(run.get("config")), mapping(run.get("data")).get("classes") or []
+  phases = mappings(run.get("phases"))
+  sections = [_section(workdir, run, cells, s) for s in table.settings(table.plain(cells))]
+  shown = [cell for section in sections for cell in section["cells"]]
+  context = {
+    "title": _title(run, sections),
     "run": run,
-    "data": data,
-    "phases": phases,
-    "config": json.dumps(config, indent=2, ensure_ascii=False),
+    "data": mapping(run.get("data")),
+    "phases": [page.phase(p) for p in phases],
+    "config": "\n".join(f"{key} = {value}" for key, value in rerun.flat(config).items()),
     "sections": sections,
-    "strengths": [_choice(s) for s in run.get("selection") or [] if isinstance(s, dict)],
-    "others": table.others(cells, list(shown)),
+    "strengths": [_choice(s) for s in mappings(run.get("selection"))],
+    "others": table.others(cells, shown),
     "columns": table.COLUMNS,
-    "terms": TERMS,
-    "limits": {
-      "asr": percent(verdict.REMOVED_ASR),
-      "carried": percent(verdict.REMOVED_CARRIED),
-    },
     "curves": figures.training(workdir, phases),
-    "examples": figures.examples(workdir / "examples.npz", classes),
-    "marker": svg.marker,
-    "version": rkd_jax.__version__,
+    "examples": pictures.examples(workdir / "examples.npz", classes),
+    "teachers": mappings(run.get("teachers")),
+    "open_questions": rerun.limits(run, cells),
+    "again": rerun.again(run),
+    **_costs(phases, mappings(run.get("costs"))),
+    **_inside(workdir, run, sections, classes),
   }
+  return context | {"contents": _contents(context), "used": _used(cells, context)}
 
 
 def _section(
-  cells: Sequence[Cell], setting: dict[str, Any], config: Mapping[str, Any], classes: Sequence[str]
+  workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell], setting: Setting
 ) -> dict[str, Any]:
+  """All that is said of one data set, threat and backdoor."""
+  config, data = mapping(run.get("config")), mapping(run.get("data"))
+  classes = data.get("classes") or []
   own = table.within(table.plain(cells), setting)
-  methods = _methods(config)
+  methods = page.methods(config)
   rows, controls = table.rows(own, methods), table.controls(own, methods)
+  found = verdict.verdicts(rows, _target(config, classes))
+  seeds = [s for s in run.get("seeds") or sorted({c.seed for c in own if c.seed is not None})]
+  drawn = figures.plane(rows)
   return {
     "title": " · ".join(str(setting[f]) for f in ("dataset", "backdoor") if setting[f]),
     "threat": _threat(own, setting),
-    "verdicts": verdict.verdicts(rows, _target(config, classes)),
+    "headline": verdict.headline(found),
+    "verdicts": found,
     "rows": _entries(rows),
+    "table": rows,
     "controls": _entries(controls),
     "seeds": table.every_seed(rows),
     "several": any(len(row.of("acc")) > 1 for row in rows),
     "rounds": table.rounds(own),
-    "plane": figures.plane(rows),
+    "plane": drawn,
+    "legend": figures.legend(rows),
+    "classes": perclass.table(workdir, seeds, rows, classes),
     "cells": [c for c in own if c.metric in table.COLUMNS and c.network in ("teacher", "student")],
   }
 
 
+def _inside(
+  workdir: pathlib.Path, run: Mapping[str, Any], sections: Sequence[Setting], classes: Sequence[str]
+) -> dict[str, Any]:
+  """The networks' inside, of the teacher, an undefended student and the best defended one."""
+  rows = sections[0]["table"]
+  best, plain = verdict.best(rows), verdict.undefended(rows)[:1]
+  mapped = [str(row.method) for row in (*plain, *([best] if best else []))]
+  seeds = run.get("seeds")
+  found = inside.read(workdir / "analysis.npz", classes, mapped)
+  drawn = {one["title"] for one in found["maps"]} if found else set()
+  return {
+    "inside": found,
+    "drawn_best": str(best.method) if best and str(best.method) in drawn else None,
+    "seed": seeds[0] if isinstance(seeds, list) and seeds else words(None),
+  }
+
+
+def _costs(
+  phases: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  remembered = any(cost.peak(phases, where) is not None for where in ("device", "host"))
+  columns = [("method", "Method", 0), ("phases", "Phases", 1), ("steps", "Steps", 1)]
+  columns += [("time", "Time", 1), ("speed", "Images/s", 1)]
+  memory = [("device", "Device memory, peak", 1), ("host", "Host memory, peak", 1)]
+  return {
+    "cost": cost.table(phases, costs),
+    "cost_columns": columns + (memory if remembered else []),
+    "costed": bool(costs),
+    "remembered": remembered,
+    "total": cost.duration(cost.seconds(phases)),
+  }
+
+
+def _contents(context: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """The page's parts that are there."""
+  first, found = context["sections"][0], context["inside"] or {}
+  there = {
+    "plane": first["plane"],
+    "classes": first["classes"],
+    "images": context["examples"],
+    "variance": found.get("variance"),
+    "maps": found.get("maps"),
+    "training": context["curves"],
+    "cost": context["cost"],
+  }
+  return [(id_, name) for id_, name in CONTENTS.items() if there.get(id_, True)]
+
+
+def _used(cells: Sequence[Cell], context: Mapping[str, Any]) -> list[str]:
+  """The glossary's entries: what the page speaks of."""
+  measured = {cell.metric for cell in cells} | set(table.COLUMNS)
+  found = context["inside"] or {}
+  missing = {m for m in METRICS if m not in measured}
+  missing |= {
+    name for name, key in (("variance", "variance"), ("map", "maps")) if not found.get(key)
+  }
+  return [name for name in page.TERMS if name not in missing]
+
+
+def _title(run: Mapping[str, Any], sections: Sequence[Setting]) -> str:
+  name = str(run.get("config_name") or "run")
+  return " · ".join([name, sections[0]["title"]] if sections[0]["title"] else [name])
+
+
 def _choice(selected: Mapping[str, Any]) -> dict[str, str]:
   """How one strength was chosen, as a line of the table."""
-  accuracy = _mapping(selected.get("accuracy"))
+  accuracy = mapping(selected.get("accuracy"))
   tried = ", ".join(f"{value}: {percent(share)}" for value, share in accuracy.items())
   shown = ("method", "seed", "teacher", "strength", "chosen")
-  return {key: _words(selected.get(key)) for key in shown} | {"accuracy": tried}
+  return {key: words(selected.get(key)) for key in shown} | {"accuracy": tried}
 
 
 def _entries(rows: Sequence[table.Row]) -> list[dict[str, Any]]:
   return [
     {"label": row.label, "entries": {m: table.entry(row, m) for m in table.COLUMNS}} for row in rows
   ]
-
-
-def _methods(config: Mapping[str, Any]) -> list[str]:
-  """The methods in the config's order: names, or mappings with a name."""
-  given = config.get("methods") or config.get("method") or []
-  given = given if isinstance(given, (list, tuple)) else [given]
-  return [str(m.get("name") if isinstance(m, Mapping) else m) for m in given]
 
 
 def _threat(cells: Sequence[Cell], setting: Mapping[str, Any]) -> str:
@@ -124,24 +200,5 @@ def _target(config: Mapping[str, Any], classes: Sequence[str]) -> str:
   target = config.get("target")
   if not isinstance(target, int):
     return "the target class"
-  name = str(classes[target]) if 0 <= target < len(classes) else str(target)
+  name = pictures.named(target, classes)
   return f"class {name}" if name == str(target) else f"class {target} ({name})"
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-  return value if isinstance(value, Mapping) else {}
-
-
-def _amount(value: Any) -> str:
-  return f"{value:,.1f}" if isinstance(value, (int, float)) else NOT_MEASURED
-
-
-def _words(value: Any) -> str:
-  """A manifest's entry on one line."""
-  if value is None or value == "" or value == [] or value == {}:
-    return "unknown"
-  if isinstance(value, Mapping):
-    return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
-  if isinstance(value, (list, tuple)):
-    return ", ".join(_words(item) for item in value)
-  return str(value)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from rkd_jax.reporting.formats import interval, percent
 from rkd_jax.reporting.table import Row
@@ -10,15 +11,26 @@ from rkd_jax.reporting.table import Row
 REMOVED_ASR, REMOVED_CARRIED = 0.10, 0.05
 _NO_ASR = "No trigger is known, or its success was not measured for every seed."
 NO_TEACHER = "none"  # the control that was trained without one
+WORDS = {  # outcome -> how the headline says it
+  "removed": ("Removed", " by"),
+  "not removed": ("Not removed", " by"),
+  "nothing to remove": ("Nothing to remove", " for"),
+  "unknown": ("Unknown", " for"),
+  "carried over": ("Carried over", " by undefended"),
+  "not carried over": ("Not carried over", " by undefended"),
+}
+NAMED = 4  # methods of one outcome that the headline names
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """`outcome`: removed, not removed, unknown; nothing to remove; carried over, not carried over."""
+  """`outcome`: removed, not removed, unknown; nothing to remove; carried over, not carried over.
+  `accuracy`: the mean, of a student that was cured."""
 
   label: str
   outcome: str
   sentence: str
+  accuracy: float | None = None
 
 
 def verdicts(table: Sequence[Row], target: str) -> list[Verdict]:
@@ -29,6 +41,35 @@ def verdicts(table: Sequence[Row], target: str) -> list[Verdict]:
   first = [_undefended_verdict(row, target) for row in undefended]
   defended = [row for row in students if row not in undefended]
   return first + [_defended_verdict(row, _reference(row, undefended), alone) for row in defended]
+
+
+def headline(found: Sequence[Verdict]) -> list[dict[str, Any]]:
+  """The verdicts in a few words: [{"outcome", "word", "rest", "minor"}], defended students first."""
+  parts = []
+  for outcome, (word, link) in WORDS.items():
+    who = [_at(v) for v in found if v.outcome == outcome]
+    minor = bool(parts) and link.endswith("undefended")
+    if who:
+      rest = f"{link} {_listed(who)}."
+      parts.append({"outcome": outcome, "word": word, "rest": rest, "minor": minor})
+  nothing = {"outcome": "unknown", "word": "Unknown", "rest": ".", "minor": False}
+  return parts or [nothing]
+
+
+def undefended(table: Sequence[Row]) -> list[Row]:
+  """The students of plain distillation, which others are compared with."""
+  return _undefended([row for row in table if row.method not in (None, NO_TEACHER)])
+
+
+def best(table: Sequence[Row]) -> Row | None:
+  """The defended student of the lowest worst ASR, then of the highest accuracy: who is drawn.
+
+  It is picked with the test set, so it says nothing of how well a defence does.
+  """
+  plain = undefended(table)
+  rest = [r for r in table if r.method not in (None, NO_TEACHER) and r not in plain]
+  known = [row for row in rest if row.worst("asr") is not None]
+  return min(known, key=lambda r: (r.worst("asr") or 0, -(r.mean("acc") or 0)), default=None)
 
 
 def follows(row: Row | None) -> bool | None:
@@ -84,7 +125,7 @@ def _defended_verdict(row: Row, reference: Row | None, alone: float | None) -> V
     return Verdict(row.label, "nothing to remove", text)
   caveat = "" if there else " Whether undefended distillation would have carried it is unknown."
   text = f"{row.label} removed the backdoor: ASR {facts}.{caveat}"
-  return Verdict(row.label, "removed", text)
+  return Verdict(row.label, "removed", text, row.mean("acc"))
 
 
 def _worst(row: Row) -> str:
@@ -126,3 +167,15 @@ def _cost(row: Row, alone: float | None) -> str:
   if acc is None or alone is None or acc > alone:
     return ""
   return f", no better than without any teacher ({percent(alone)})"
+
+
+def _at(found: Verdict) -> str:
+  """A cure is named with the accuracy that is left: a student that knows nothing has no backdoor."""
+  cured = found.outcome == "removed" and found.accuracy is not None
+  return f"{found.label} (accuracy {percent(found.accuracy)})" if cured else found.label
+
+
+def _listed(names: Sequence[str]) -> str:
+  if len(names) > NAMED:
+    return f"{', '.join(names[: NAMED - 1])} and {len(names) - NAMED + 1} more"
+  return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -1,0 +1,119 @@
+"""comparison.html: several runs beside each other, on one page made from their results.json."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rkd_jax.errors import UserError
+from rkd_jax.reporting import cost, figures, page, rerun, results, table, verdict
+from rkd_jax.reporting.formats import NOT_MEASURED, percent
+from rkd_jax.reporting.page import mapping, mappings, words
+from rkd_jax.reporting.results import Cell
+
+MOST_LETTERS = 80  # of a config's value
+CONTENTS = {"comparison": "Networks", "plane": "ACC and ASR", "settings": "Settings"}
+
+
+def write(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
+  """Writes one page about several runs into `path`; a `UserError` for broken or repeated runs."""
+  places = [workdir.resolve() for workdir in workdirs]
+  for i, place in enumerate(places):
+    if place in places[:i]:
+      raise UserError(f"{workdirs[i]} is given twice; give each run once.")
+  names = [place.name for place in places]
+  read = {  # two runs of one name are told apart by where they are
+    name if names.count(name) == 1 else str(workdir): results.read(workdir / "results.json")
+    for name, workdir in zip(names, workdirs, strict=True)
+  }
+  return page.write(path, "comparison.html.jinja", _context(read))
+
+
+def _context(runs: Mapping[str, tuple[dict[str, Any], list[Cell]]]) -> dict[str, Any]:
+  columns = [c for name, (manifest, cells) in runs.items() for c in _columns(name, manifest, cells)]
+  labels = list(dict.fromkeys(row.label for column in columns for row in column["rows"]))
+  return {
+    "title": f"{len(runs)} runs compared",
+    "columns": columns,
+    "lines": [
+      {"label": label, "cells": [_cell(column, label) for column in columns]} for label in labels
+    ],
+    "planes": [
+      {"name": column["name"], "drawing": drawn}
+      for column in columns
+      if (drawn := figures.plane(column["rows"], labels))
+    ],
+    "legend": labels,
+    "settings": differences(
+      {name: mapping(manifest.get("config")) for name, (manifest, _) in runs.items()}
+    ),
+    "names": list(runs),
+    "runs": [_facts(name, manifest) for name, (manifest, _) in runs.items()],
+    "contents": list(CONTENTS.items()) + [("glossary", "Glossary")],
+    "used": [name for name in page.TERMS if name in ("acc", "asr", "backdoor", "undefended")],
+  }
+
+
+def differences(configs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """[{"key", "values": [of each run]}] of the keys in which configs differ."""
+  flat = [rerun.flat(config) for config in configs.values()]
+  keys = dict.fromkeys(key for one in flat for key in one)
+  found = [(key, [one.get(key, NOT_MEASURED) for one in flat]) for key in keys]
+  return [
+    {"key": key, "values": [_short(v) for v in values]}
+    for key, values in found
+    if len(set(values)) > 1
+  ]
+
+
+def _columns(name: str, manifest: Mapping[str, Any], cells: Sequence[Cell]) -> list[dict[str, Any]]:
+  """One for each setting (data set, threat, backdoor) of a run."""
+  comparable, found = table.plain(cells), []
+  settings = table.settings(comparable)
+  for setting in settings:
+    own = table.within(comparable, setting)
+    rows = table.rows(own, page.methods(mapping(manifest.get("config"))))
+    title = " · ".join(str(setting[f]) for f in ("dataset", "backdoor") if setting[f])
+    verdicts = verdict.verdicts(rows, "the target class")
+    found.append(
+      {
+        "name": name if len(settings) == 1 else f"{name}, {title}",
+        "title": title,
+        "rows": [row for row in rows if row.cells],
+        "headline": verdict.headline(verdicts),
+        "outcomes": {v.label: v.outcome for v in verdicts},
+      }
+    )
+  return found
+
+
+def _cell(column: Mapping[str, Any], label: str) -> dict[str, str] | None:
+  """A network in one run: mean accuracy, mean and worst ASR, what the verdict says."""
+  row = next((row for row in column["rows"] if row.label == label), None)
+  if row is None:
+    return None
+  several = len(row.of("asr")) > 1
+  known = {name: row.over(name) is not None for name in ("acc", "asr")}
+  return {
+    "acc": percent(row.mean("acc")) if known["acc"] else NOT_MEASURED,
+    "asr": percent(row.mean("asr")) if known["asr"] else NOT_MEASURED,
+    "worst": f"worst {percent(row.worst('asr'))}" if several and known["asr"] else "",
+    "outcome": column["outcomes"].get(label, ""),
+  }
+
+
+def _facts(name: str, manifest: Mapping[str, Any]) -> dict[str, str]:
+  """A run's line in the table of runs."""
+  versions = mapping(manifest.get("versions"))
+  return {
+    "name": name,
+    "config": words(manifest.get("config_name")),
+    "seeds": words(manifest.get("seeds")),
+    "time": cost.duration(cost.seconds(mappings(manifest.get("phases")))),
+    "devices": words(sorted({str(d) for d in manifest.get("devices") or ()})),
+    "version": words(versions.get("rkd_jax")),
+    "git": words(manifest.get("git"))[:12],
+  }
+
+
+def _short(text: str) -> str:
+  return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
