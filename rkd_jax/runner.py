@@ -43,6 +43,7 @@ from rkd_jax.training.state import Program, make_program
 
 Tree = Any
 LINES = 20  # of metrics, about, for a phase of many short epochs
+MAPPINGS = 20_000
 CURVE = 1000  # hold-out images behind a point of the training curve, which selects nothing
 
 
@@ -176,6 +177,14 @@ class Runner:
       return delivery.phase.variables()
     return self.finish(delivery.phase).deliver(delivery.name)
 
+  def steps(self, phase: Phase) -> int:
+    """How many rounds the phase has, unless its method stops early."""
+    train, epoch = phase.setting("train"), phase.setting("train")["rounds_per_epoch"]
+    if phase.part != "nothing":
+      size = self.parts(phase.seed).count(phase.part)
+      epoch = size // min(train["batch_size"], size)
+    return train["steps"] or train["epochs"] * epoch
+
   def prepare(self, phase: Phase, given: dict[str, Tree]) -> Ready:
     """The phase's program and data, its roles' values as far as they are given."""
     names, norms = phase.setting("networks"), phase.setting("normalisation")
@@ -229,6 +238,7 @@ class Runner:
 
   def _train(self, phase: Phase, directory: pathlib.Path) -> Finished:
     workdir.make(directory)
+    make_room()
     ready = self.prepare(phase, self._given(phase))
     lines, program = directory / "metrics.jsonl", ready.program
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", warn=self.say.warn)
@@ -320,6 +330,16 @@ def log_every(rounds: int, epoch: int) -> int:
 def hashable(fields: dict[str, Any]) -> dict[str, Any]:
   """JSON has lists where a compiled program's description has tuples."""
   return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+
+
+def make_room() -> None:
+  """Forgets compiled programs before they use up the process's memory mappings.
+
+  Each takes several, and Linux kills what asks for more than 65,530: a run of hundreds of phases.
+  """
+  with contextlib.suppress(FileNotFoundError), open("/proc/self/maps", "rb") as maps:
+    if sum(1 for _ in maps) > MAPPINGS:
+      jax.clear_caches()
 
 
 def peak_memory() -> dict[str, int | None]:
