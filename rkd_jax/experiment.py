@@ -2,20 +2,30 @@
 
 import contextlib
 import pathlib
+from collections.abc import Iterable
 
 from rkd_jax import config as configs
 from rkd_jax import manifest, workdir
 from rkd_jax.data import sources
-from rkd_jax.phases import Config
-from rkd_jax.reporting import report, results
+from rkd_jax.evaluation import recount
+from rkd_jax.phases import Config, Phase
+from rkd_jax.reporting import report, results, summary
+from rkd_jax.reporting.files import sha256
+from rkd_jax.reporting.plan import Work
 from rkd_jax.reporting.progress import Reporter
-from rkd_jax.runner import Runner
+from rkd_jax.runner import Runner, described
 from rkd_jax.story import Story
 from rkd_jax.training.loop import StopSignal
 
+SHOWN = 10  # of the images that were left out
+
 
 def run(
-  config: Config, directory: pathlib.Path, name: str = "config", quiet: bool = False
+  config: Config,
+  directory: pathlib.Path,
+  name: str = "config",
+  quiet: bool = False,
+  debug: bool = False,
 ) -> pathlib.Path:
   """Runs a config to its report, going on from whatever the workdir already holds.
 
@@ -24,6 +34,7 @@ def run(
     directory: the workdir; made if it is not there, refused if another config made it.
     name: of the config, for the report.
     quiet: say nothing but warnings.
+    debug: say also where things lie and what is ahead.
 
   Returns:
     The path of report.html; results.json lies beside it.
@@ -34,9 +45,8 @@ def run(
   """
   configs.normalise(config)
   configs.check(config)
-  data, say = config.data, Reporter(quiet)
-  sizes = data.holdout, data.test, data.train
-  dataset = sources.load(data.name, data.data_dir or None, data.split_seed, *sizes)
+  say = Reporter(quiet, debug)
+  dataset = load(config, say)
   with StopSignal() as stop, contextlib.ExitStack() as lock:
     runner = Runner(config, dataset, directory, say, stop)
     stories = [Story(runner, seed) for seed in config.seeds]
@@ -45,12 +55,52 @@ def run(
     workdir.make(directory)
     lock.enter_context(workdir.only_run(directory))
     workdir.claim(directory, config)
+    ahead = expected(runner, stories)
+    say.debug(f"{directory}, teachers in {runner.teachers}, {len(ahead)} phases")
+    say.expect(ahead)
     cells = []
     for story in stories:
       story.run()
       cells += story.cells()
-    made = manifest.make(runner, name) | {"selection": [s for t in stories for s in t.selected()]}
+    made = manifest.make(runner, name) | {
+      "selection": [s for t in stories for s in t.selected()],
+      "costs": [c for t in stories for c in t.costs()],
+      "comparisons": [c for t in stories for c in t.compared()],
+      "predictions": {p: sha256(directory / p) for p in map(recount.saved, config.seeds)},
+    }
     results.write(directory / "results.json", made, cells)
     path = report.write(directory)
+  for line in summary.lines(made, cells, say.columns):
+    say.say(line)
   say.say(f"Report: {path}")
   return path
+
+
+def expected(runner: Runner, stories: Iterable[Story]) -> list[Work]:
+  """(title, steps) of all phases of a run, each once, as far as they are known before."""
+  found: dict[str, Phase] = {}
+
+  def add(phase: Phase) -> None:
+    for needed in (delivery.phase for _, delivery in phase.given):
+      if isinstance(needed, Phase):
+        add(needed)
+    found.setdefault(phase.key, phase)
+
+  for story in stories:
+    for phase in story.expected():
+      add(phase)
+  return [(described(phase), runner.steps(phase)) for phase in found.values()]
+
+
+def load(config: Config, say: Reporter) -> sources.Dataset:
+  """The config's data set; says which images were left out because they cannot be read."""
+  data = config.data
+  sizes = data.holdout, data.test, data.train
+  options = sources.Options(
+    data.size, data.memory_mib * 2**20, data.skip_corrupt, data.unlabelled
+  )
+  dataset = sources.load(data.name, data.data_dir or None, data.split_seed, *sizes, options)
+  if dataset.skipped:
+    shown = "\n  ".join(dataset.skipped[:SHOWN])
+    say.warn(f"{len(dataset.skipped)} images cannot be read and are left out:\n  {shown}")
+  return dataset

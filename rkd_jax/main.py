@@ -3,18 +3,21 @@
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from rkd_jax.errors import UserError
+from rkd_jax.reporting import terminal
+from rkd_jax.reporting.terminal import VERBOSITY
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file with get_config(arg).", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The workdir; runs/<config>-<hash> by default.")
-_QUIET = flags.DEFINE_bool("quiet", False, "Say nothing but warnings.")
+_QUIET = flags.DEFINE_bool("quiet", False, "Say nothing but warnings; --verbosity=quiet.")
 
 WRONG, TRY_AGAIN, INTERRUPTED = 2, 75, 130  # 75: EX_TEMPFAIL, everything saved, start again
 
@@ -34,6 +37,21 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str]:
   if config is None or rest:
     raise UserError(f"Usage: {__doc__}" + (f"\nUnexpected: {' '.join(rest)}" if rest else ""))
   return config, pathlib.Path(file).stem
+
+
+def verbosity(argv: Sequence[str]) -> tuple[str, list[str]]:
+  """How much is said, and the command line without it: absl has a flag of that name for itself."""
+  rest, given = [], "normal"
+  words = iter(argv)
+  for word in words:
+    flag, equals, value = word.partition("=")
+    if flag not in ("--verbosity", "-verbosity"):
+      rest.append(word)
+      continue
+    given = value if equals else next(words, "")
+    if given not in VERBOSITY:
+      raise UserError(f"--verbosity is {given!r}; choose one of {', '.join(VERBOSITY)}.")
+  return given, rest
 
 
 def explain(argv: Sequence[str], error: BaseException) -> str:
@@ -58,36 +76,42 @@ def explain(argv: Sequence[str], error: BaseException) -> str:
 
 def main(argv: Sequence[str]) -> int:
   """Parses, runs, and turns what goes wrong into a message and a status."""
+  terminal.ready()
+  said = "normal"
   try:
+    said, argv = verbosity(argv)
     config, name = parse(argv)
-    from rkd_jax import (
-      config as configs,
-    )  # JAX is imported once the command line is known to be right
-    from rkd_jax import experiment
-    from rkd_jax.training.loop import Preempted
+    return run(config, name, "quiet" if _QUIET.value else said)
   except UserError as error:
-    return failed(error)
-
-  try:
-    configs.normalise(config)
-    workdir = _WORKDIR.value or f"runs/{name}-{configs.digest(config)}"
-    experiment.run(config, pathlib.Path(workdir), name, _QUIET.value)
-  except UserError as error:
-    return failed(error)
+    return failed(error, said)
   except OSError as error:
-    return failed(
-      f"{error.strerror or error}: {error.filename or 'a file'}. Nothing is half-written."
-    )
-  except Preempted as error:
-    print(f"{error} Start the same command again to go on.", file=sys.stderr)
-    return TRY_AGAIN
+    what = f"{error.strerror or error}: {error.filename or 'a file'}. Nothing is half-written."
+    return failed(what, said, error)
   except KeyboardInterrupt:
     print("Interrupted. Start the same command again to go on.", file=sys.stderr)
     return INTERRUPTED
+
+
+def run(config: ConfigDict, name: str, said: str) -> int:
+  """JAX is imported here, once the command line is known to be right."""
+  from rkd_jax import config as configs
+  from rkd_jax import experiment
+  from rkd_jax.training.loop import Preempted
+
+  configs.normalise(config)
+  workdir = _WORKDIR.value or f"runs/{name}-{configs.digest(config)}"
+  try:
+    experiment.run(config, pathlib.Path(workdir), name, said == "quiet", said == "debug")
+  except Preempted as error:
+    print(f"{error} Start the same command again to go on.", file=sys.stderr)
+    return TRY_AGAIN
   return 0
 
 
-def failed(error: UserError | str) -> int:
+def failed(error: UserError | str, said: str, cause: BaseException | None = None) -> int:
+  """Says what went wrong; with `--verbosity=debug` also where."""
+  if said == "debug":
+    traceback.print_exception(cause or error)  # type: ignore[arg-type]
   print(f"error: {error}", file=sys.stderr)
   return WRONG
 

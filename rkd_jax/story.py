@@ -1,23 +1,27 @@
 """One seed's story: its teachers, its students and controls, and what each of them answers."""
 
 import io
+import itertools
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from rkd_jax import recipes, selection
-from rkd_jax.evaluation import protocol
+from rkd_jax.evaluation import analysis, recount
 from rkd_jax.evaluation.predictions import Questions
-from rkd_jax.evaluation.protocol import Answers, Student, Truth
+from rkd_jax.evaluation.protocol import Answers, Truth
+from rkd_jax.phases import Phase
 from rkd_jax.reporting import results
 from rkd_jax.reporting.files import atomic_write
 from rkd_jax.runner import Finished, Runner
 from rkd_jax.setup import Setup
 
 SHOWN = 8  # test images in the report
-VARIANTS = {"float32": "f32", "bfloat16": "bf16"}
+# whose inside the report shows, beside that of the clean teacher
+ANALYSED = ("teacher/poisoned", "/detox/poisoned", "/repaired/poisoned", "/student/poisoned")
 
 
 class Story:
@@ -29,6 +33,7 @@ class Story:
     alone: {labelled fraction: Finished}, students that never met a teacher: the trigger's natural
       rate, on the labelled part, on all labels, and on what selects where something does.
     choices: {(method's label, of a clean teacher): the strengths that were chosen for it}.
+    needed: {(method's label, of a clean teacher): keys of its phases, tried strengths' too}.
   """
 
   def __init__(self, runner: Runner, seed: int):
@@ -36,41 +41,60 @@ class Story:
     self.specs = recipes.specs(self.config)
     wanted = self.config.clean_teacher_seeds
     controlled = wanted < 0 or list(self.config.seeds).index(seed) < wanted
+    controlled &= not self.config.teacher.checkpoint  # nobody can train that one without poison
     self.kinds = ("poisoned", "clean") if controlled else ("poisoned",)
     self.students: dict[tuple[str, str], dict[str, Finished]] = {}
     self.teachers: dict[str, Finished] = {}
     self.alone: dict[float, Finished] = {}
     self.choices: dict[tuple[str, str], list[selection.Choice]] = {}
+    self.needed: dict[tuple[str, str], dict[str, None]] = {}
 
   def run(self) -> None:
     """Makes every phase that is not there yet, controls last."""
-    finish, labels = self.runner.finish, self.config.labels
+    finish = self.runner.finish
     for kind in self.kinds:
       setup = self.setup(kind)
       for label, spec in self.specs.items():
         self.students[label, kind] = self.chosen(setup, label, spec)
       self.teachers[kind] = finish(setup.teacher.phase)
-    setup = self.setup()
+    self.alone = {share: finish(phase) for share, phase in self.controls().items()}
+
+  def controls(self) -> dict[float, Phase]:
+    """{labelled fraction: the phase of a student that never meets a teacher}."""
+    setup, labels, phases = self.setup(), self.config.labels, {}
     if labels:
-      self.alone[labels] = finish(setup.alone())
-    if any(self.choices.values()) and labels < 1:
-      self.alone[self.with_holdout()] = finish(setup.alone("labelled+holdout"))
-    if self.config.all_labels_control and labels < 1:
-      self.alone[1.0] = finish(setup.alone("clean"))
+      phases[labels] = setup.alone()
+    if labels < 1 and any(map(selection.strengths, self.specs.values())):
+      phases[self.with_holdout()] = setup.alone("labelled+holdout")
+    if labels < 1 and self.config.all_labels_control:
+      phases[1.0] = setup.alone("clean")
+    return phases
+
+  def expected(self) -> Iterator[Phase]:
+    """The phases that `run` makes, as far as they are known before: which strengths are chosen
+    together is not."""
+    for setup in map(self.setup, self.kinds):
+      yield from [*setup.attackers(), *([setup.trigger.phase] if setup.trigger else [])]
+      for spec in self.specs.values():
+        for candidate in selection.candidates(spec):
+          yield from recipes.phases(setup, candidate).values()
+      yield setup.teacher.phase
+    yield from self.controls().values()
 
   def chosen(self, setup: Setup, label: str, spec: recipes.Spec) -> dict[str, Finished]:
     """A method's networks, its strengths chosen on the clean hold-out where they are open."""
-    truth = self.runner.dataset.holdout.labels
+    truth, kind = self.runner.dataset.holdout.labels, "clean" if setup.clean_teacher else "poisoned"
 
     def networks(spec: recipes.Spec) -> dict[str, Finished]:
       phases = recipes.phases(setup, spec)
+      self.needed.setdefault((label, kind), {}).update({p.key: None for p in phases.values()})
       return {name: self.runner.finish(phase) for name, phase in phases.items()}
 
     def right(spec: recipes.Spec) -> np.ndarray:
       return networks(spec)["student"].answer(self.runner.holdout) == truth
 
     spec, choices = selection.choose(spec, right)
-    self.choices[label, "clean" if setup.clean_teacher else "poisoned"] = choices
+    self.choices[label, kind] = choices
     return networks(spec)
 
   def selected(self) -> list[dict[str, Any]]:
@@ -82,6 +106,13 @@ class Story:
       | {"accuracy": {f"{value:g}": acc for value, acc in choice.accuracies().items()}}
       for (label, kind), choices in self.choices.items()
       for choice in choices
+    ]
+
+  def costs(self) -> list[dict[str, Any]]:
+    """Which phases each method needed beside its teacher, for the manifest."""
+    return [
+      {"seed": self.seed, "method": label, "teacher": kind, "phases": list(keys)}
+      for (label, kind), keys in self.needed.items()
     ]
 
   def with_holdout(self) -> float:
@@ -106,33 +137,45 @@ class Story:
   def cells(self) -> list[results.Cell]:
     """All cells of the seed, after `run`; leaves the predictions they are computed from on disk."""
     asked = Interview(self.runner, self.seed)
-    teachers = {kind: asked(f"teacher/{kind}", teacher) for kind, teacher in self.teachers.items()}
-    alone = {labels: asked(f"none/{labels:g}", network) for labels, network in self.alone.items()}
-    students = {label: self.student(label, asked) for label in self.specs}
-    for labels in sorted(set(alone) - {self.config.labels}):
-      fields = dict.fromkeys(("base", "threat", "contamination"))
-      more = {"method": "none", "labels": labels, **fields}
-      students[f"none/{labels:g}"] = Student(more, {"student": alone[labels]})
-    common = {
-      "dataset": self.runner.dataset.name,
-      "backdoor": self.config.backdoor,
-      "seed": self.seed,
-      "teacher_seed": self.seed,
-      "variant": VARIANTS[self.config.dtype],
-    }
-    pool = self.pool()
-    asked.save(pool, {label: student.kept for label, student in students.items()}, self.choices)
-    natural = alone.get(self.config.labels, alone.get(1.0))
-    return protocol.seed_cells(asked.truth, common, teachers, students, natural, pool)
+    for name, network in self.networks():
+      self.runner.stop.check("between two networks' answers")
+      asked(name, network)
+    arrays = asked.save(
+      self.pool(), {label: self.kept(label) for label in self.specs}, self.choices
+    )
+    dataset = {"name": self.runner.dataset.name}
+    made = {"config": self.config, "data": dataset}
+    return recount.cells(arrays, made, self.seed, self.compared())
+
+  def networks(self) -> Iterator[tuple[str, Finished]]:
+    """All networks, by the names that their answers have in the predictions."""
+    for kind, teacher in self.teachers.items():
+      yield f"teacher/{kind}", teacher
+    for labels, network in self.alone.items():
+      yield f"none/{labels:g}", network
+    for label, kind in itertools.product(self.specs, self.kinds):
+      for name, network in self.students[label, kind].items():
+        yield f"{label}/{name}/{kind}", network
 
   def pool(self) -> tuple[np.ndarray, np.ndarray]:
-    """bool[M] each: which pool images carry the trigger, and which do not belong to its target."""
-    labels = self.runner.dataset.train.labels
-    victims = np.asarray(self.runner.backdoor(self.seed).victims(jnp.asarray(labels)))
-    return self.runner.parts(self.seed).contaminated > 0, victims
+    """bool[M] each: which pool images carry the trigger, and which belong to another class than its
+    target, as far as that is known."""
+    parts = self.runner.parts(self.seed)
+    victims = self.runner.backdoor(self.seed).victims(jnp.asarray(parts.pool_labels))
+    return parts.contaminated > 0, np.asarray(victims)
 
-  def student(self, label: str, asked: "Interview") -> Student:
-    """A method's networks with their answers, its control, and what it kept of the pool."""
+  def compared(self) -> list[recount.Comparison]:
+    """What this seed's predictions alone do not say of its methods, for the manifest."""
+    found = [self.comparison(label) for label in self.specs]
+    for labels in sorted(set(self.alone) - {self.config.labels}):
+      nothing = dict.fromkeys(("base", "threat", "contamination"))
+      fields = {"method": "none", "labels": labels, **nothing}
+      one = {"seed": self.seed, "label": f"none/{labels:g}", "fields": fields}
+      found.append(recount.Comparison(**one, networks={"student": False}, undefended=None))
+    return found
+
+  def comparison(self, label: str) -> recount.Comparison:
+    """One method: the fields of its cells, who of its networks had a teacher, what it defends."""
     spec, config = self.specs[label], self.config
     phases = {name: made.phase for name, made in self.students[label, "poisoned"].items()}
     part, innermost = phases["student"].part, recipes.innermost(spec)
@@ -144,21 +187,18 @@ class Story:
       "threat": {"pool": pool, "nothing": "data-free"}.get(part),
       "contamination": config.contamination if part == "pool" else None,
     }
-    taught = frozenset(name for name, phase in phases.items() if phase.teacher)
-    answers = {
-      kind: {
-        name: asked(f"{label}/{name}/{kind}", network)
-        for name, network in self.students[label, kind].items()
-      }
-      for kind in self.kinds
-    }
-    kept = {
+    taught = {name: phase.teacher is not None for name, phase in phases.items()}
+    return recount.Comparison(
+      seed=self.seed, label=label, fields=fields, networks=taught, undefended=self.undefended(spec)
+    )
+
+  def kept(self, label: str) -> dict[str, np.ndarray]:
+    """{network: bool[M]}: which pool images a method's networks were taught."""
+    return {
       name: np.asarray(network.deliver("keep"))
       for name, network in self.students[label, "poisoned"].items()
       if "keep" in network.phase.method.delivers
     }
-    control, undefended = answers.get("clean", {}), self.undefended(spec)
-    return Student(fields, answers["poisoned"], taught, control, undefended, kept)
 
   def undefended(self, spec: recipes.Spec) -> str | None:
     """The label of the plain method that this one wraps, or of its namesake; for others, of kd."""
@@ -185,17 +225,19 @@ class Interview:
     self.triggered = Questions(runner.mesh, test.images, batch, backdoor)
     self.truth = Truth(test.labels, np.asarray(backdoor.relabel(jnp.asarray(test.labels))))
     self.answers: dict[str, Answers] = {}
+    self.networks: dict[str, Finished] = {}
 
   def __call__(self, name: str, network: Finished) -> Answers:
     if name not in self.answers:
+      self.networks[name] = network
       self.answers[name] = Answers(network.answer(self.clean), network.answer(self.triggered))
     return self.answers[name]
 
   def save(
     self, pool: tuple[np.ndarray, np.ndarray], kept: dict[str, Any], choices: dict[Any, Any]
-  ) -> None:
+  ) -> dict[str, np.ndarray]:
     """predictions/seed<k>.npz: all that this seed's cells are computed from, and what chose its
-    strengths; examples.npz."""
+    strengths; of the first seed also examples.npz and analysis.npz."""
     arrays = {"labels": self.truth.labels, "goals": self.truth.goals}
     for name, answers in self.answers.items():
       arrays |= {f"{name}:clean": answers.clean, f"{name}:triggered": answers.triggered}
@@ -206,17 +248,31 @@ class Interview:
         at = f"{label}/{kind}/{choice.path}"
         arrays |= {f"{at}={value:g}:holdout": hits for value, hits in choice.hits.items()}
     arrays["pool:triggered"], arrays["pool:victims"] = pool
-    save_arrays(self.runner.workdir / "predictions" / f"seed{self.seed}.npz", arrays)
+    save_arrays(self.runner.workdir / recount.saved(self.seed), arrays)
     if self.seed == self.runner.config.seeds[0]:
       save_arrays(self.runner.workdir / "examples.npz", self.examples())
+      save_arrays(self.runner.workdir / "analysis.npz", self.analysis())
+    return arrays
+
+  def analysis(self) -> dict[str, np.ndarray]:
+    """What the teachers, and what became of the poisoned one, make of some test images inside:
+    {"<network>:<array of `analysis.network`>"}, the images' rows, labels and goals."""
+    rows = analysis.rows(self.truth.labels, self.truth.goals)
+    arrays = {"rows": rows, "labels": self.truth.labels[rows], "goals": self.truth.goals[rows]}
+    for name, made in self.networks.items():
+      who = analysis.role(made.program)
+      if who and (name == "teacher/clean" or name.endswith(ANALYSED)):
+        found = analysis.network(made.program, made.trees, who, self.clean, self.triggered, rows)
+        arrays |= {f"{name}:{key}": array for key, array in found.items()}
+    return arrays
 
   def examples(self) -> dict[str, np.ndarray]:
     """One image of each class but the target, with what teacher and students say of it."""
     classes = np.unique(self.truth.labels[self.truth.victims])
-    rows = np.array([np.flatnonzero(self.truth.labels == k)[0] for k in classes])[:SHOWN]
+    rows = np.array([np.flatnonzero(self.truth.labels == k)[0] for k in classes], int)[:SHOWN]
     arrays = {
       "clean": self.images[rows],
-      "triggered": self.triggered.pixels()[rows],
+      "triggered": self.triggered.pixels(rows),
       "labels": self.truth.labels[rows],
     }
     for name, answers in self.answers.items():

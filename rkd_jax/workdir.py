@@ -10,7 +10,9 @@ from typing import IO, Any
 from rkd_jax import config as configs
 from rkd_jax.errors import UserError
 from rkd_jax.phases import Config
-from rkd_jax.reporting.files import read_json, write_json
+from rkd_jax.reporting.files import read_json, remove_unfinished, write_json
+
+OURS = ("predictions", "metrics")  # folders of a workdir that files are written to
 
 
 def claim(workdir: pathlib.Path, config: Config) -> None:
@@ -46,6 +48,8 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
       raise UserError(
         f"Another run is at work in {workdir}. Wait for it, or choose another --workdir."
       )
+    for folder in (workdir, *(workdir / name for name in OURS), *workdir.glob("phases/*/*")):
+      remove_unfinished(folder)
     yield
 
 
@@ -66,6 +70,7 @@ def making(
       while not _try_lock(file):
         check("while waiting for another process")
         time.sleep(1)
+    remove_unfinished(directory)
     yield
 
 
@@ -81,4 +86,9 @@ def _try_lock(file: Any) -> bool:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     return False
+  except OSError as error:  # of a network file system
+    raise UserError(
+      f"{file.name} cannot be locked: {error.strerror}. Two runs could mix there; choose a "
+      "--workdir (and --config.teachers_dir) on a file system that has locks."
+    ) from error
   return True

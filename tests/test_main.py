@@ -201,7 +201,7 @@ def test_other_endings_have_their_own_status(command, monkeypatch):
 def test_the_default_workdir_is_named_after_the_config(command, monkeypatch):
   seen = []
   monkeypatch.setattr(
-    experiment, "run", lambda config, path, name, quiet: seen.append((path, name))
+    experiment, "run", lambda config, path, name, *_: seen.append((path, name))
   )
   for arguments in ([], ["--config.labels=0.1"], ["--config.methods=none,kd,agreement"]):
     assert command(*arguments, workdir=None)[0] == 0

@@ -16,7 +16,7 @@ from typing import Any
 
 from rkd_jax.errors import UserError, nearest
 from rkd_jax.evaluation.metrics import t_interval
-from rkd_jax.reporting import results, table
+from rkd_jax.reporting import results, table, terminal
 from rkd_jax.reporting.files import atomic_write
 from rkd_jax.reporting.formats import NOT_MEASURED, number, percent, term
 from rkd_jax.reporting.results import Cell
@@ -200,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--into", type=pathlib.Path, help="a Markdown file with the markers")
   parser.add_argument("--name", default="quickstart", help="of the markers (%(default)s)")
   options = parser.parse_args(argv)
+  terminal.ready()
   try:
     names = [run.name for run in options.runs]
     read = {  # two runs of one name are told apart by where they are

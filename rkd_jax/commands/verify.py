@@ -10,14 +10,13 @@ differs, but a run of an older version lacks some of what is needed to tell.
 """
 
 import argparse
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
 from rkd_jax.commands import table
 from rkd_jax.errors import UserError
-from rkd_jax.reporting import results
+from rkd_jax.reporting import results, terminal
 
 EQUAL, DIFFERS, UNREADABLE, PARTLY = 0, 1, 2, 3
 GRAVITY = (EQUAL, PARTLY, UNREADABLE, DIFFERS)  # the gravest of several is the status
@@ -87,12 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   options = parser.parse_args(argv)
   if not options.runs and not options.docs:
     parser.error("name a run's workdir, or --docs FILE")
+  terminal.ready()
   calls = [(run, path) for path in options.runs] + [(tables, path) for path in options.docs]
   try:
     status = max((look(call, path) for call, path in calls), key=GRAVITY.index)
     sys.stdout.flush()
   except BrokenPipeError:  # `| head`: who has seen enough still gets a status that is no 0
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    terminal.nobody_reads(sys.stdout)
     return UNREADABLE
   return status
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import uuid
 from typing import Any
 
@@ -19,6 +20,7 @@ _ADVICE = {
   errno.EACCES: "You may not write there: choose another --workdir, or change its permissions.",
   errno.EPERM: "You may not write there: choose another --workdir, or change its permissions.",
 }
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def cannot_write(path: str | os.PathLike, error: OSError) -> UserError:
@@ -48,6 +50,16 @@ def atomic_write(path: str | os.PathLike, data: str | bytes) -> None:
     # an OSError here would hide the one that matters
     if os.path.exists(temporary):
       os.unlink(temporary)
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+  """Removes what `atomic_write` left of files in a folder when its process was killed.
+
+  Only for whoever holds the folder's lock: another process may be writing.
+  """
+  for path in folder.glob(".*.tmp"):
+    if _TEMPORARY.fullmatch(path.name):
+      path.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

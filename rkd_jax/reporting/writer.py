@@ -4,12 +4,14 @@ Lines carry no wall time, and a resumed run drops those it will write again: so 
 uninterrupted run's byte for byte.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any, SupportsFloat
+import time
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, SupportsFloat
 
 from rkd_jax.reporting.files import atomic_write, cannot_write
 
@@ -32,15 +34,12 @@ class MetricsWriter:
   ):
     self._path = pathlib.Path(jsonl_path)
     _truncate(self._path, restored_step)
-    try:
+    with _explained(self._path):
       self._file = open(self._path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
-    except OSError as error:
-      raise cannot_write(self._path, error) from error
-    self._events: Any = None
+    self._events: _Events | None = None
     if tensorboard_dir is not None:
-      from tensorboardX import SummaryWriter  # slow to import, and not needed without a folder
-
-      self._events = SummaryWriter(os.fspath(tensorboard_dir), purge_step=restored_step or None)
+      with _closed_by_errors(self._file):
+        self._events = _Events(pathlib.Path(tensorboard_dir), restored_step)
 
   def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
     """Appends the line, and hands it to the operating system: it outlives this process."""
@@ -48,25 +47,24 @@ class MetricsWriter:
       raise ValueError("A metric may not be called 'step'.")
     values = {name: float(value) for name, value in metrics.items()}
     line = {"step": int(step)} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-    try:
+    with _explained(self._path):
       self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
       self._file.flush()
-    except OSError as error:
-      raise cannot_write(self._path, error) from error
     if self._events is not None:
-      for name, value in values.items():
-        self._events.add_scalar(name, value, int(step))
+      self._events.write(int(step), values)
 
   def flush(self) -> None:
     """Down to the disk. Call it before a checkpoint is saved: no line may be younger than that."""
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    with _explained(self._path):
+      self._file.flush()
+      os.fsync(self._file.fileno())
     if self._events is not None:
       self._events.flush()
 
   def close(self) -> None:
-    """May be called twice."""
-    self._file.close()
+    """May be called twice. What a full disk keeps from being closed was told of when written."""
+    with contextlib.suppress(OSError):
+      self._file.close()
     if self._events is not None:
       self._events.close()
       self._events = None
@@ -76,6 +74,60 @@ class MetricsWriter:
 
   def __exit__(self, *exception: object) -> None:
     self.close()
+
+
+class _Events:
+  """A file of TensorBoard's events, written where it is called: `SummaryWriter` writes in a thread,
+  which a full disk ends silently, and whoever waits for it then waits for ever."""
+
+  def __init__(self, directory: pathlib.Path, restored_step: int):
+    # slow to import, and not needed without a folder
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
+
+    protos: Any = event_pb2  # generated, and without types
+    self._directory, self._event, self._scalar = directory, protos.Event, summary.scalar
+    with _explained(directory):
+      directory.mkdir(parents=True, exist_ok=True)
+      # the file's name is the time of day: two of one second, or of a clock set back, are told apart
+      name, suffix = os.fspath(directory / "events"), f".{restored_step}.{os.getpid()}"
+      self._file = event_file_writer.EventsWriter(name, suffix)
+      if restored_step:  # TensorBoard drops what an earlier file holds of this step and later
+        log = protos.SessionLog(status=protos.SessionLog.START)
+        self._put(restored_step, session_log=log)
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    with _explained(self._directory):
+      for name, value in values.items():
+        self._put(step, summary=self._scalar(name, value))
+
+  def _put(self, step: int, **what: Any) -> None:
+    self._file.write_event(self._event(wall_time=time.time(), step=step, **what))
+
+  def flush(self) -> None:
+    with _explained(self._directory):
+      self._file.flush()
+
+  def close(self) -> None:
+    with contextlib.suppress(OSError):
+      self._file.close()
+
+
+@contextlib.contextmanager
+def _explained(path: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def _closed_by_errors(file: IO[str]) -> Iterator[None]:
+  try:
+    yield
+  except BaseException:
+    file.close()
+    raise
 
 
 def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:

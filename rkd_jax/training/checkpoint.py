@@ -19,7 +19,9 @@ from rkd_jax.errors import UserError
 Tree = Any
 CHECKSUM = "checksum"
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save
+# Orbax narrates every save, and pours out a full disk's error from each of its threads, before and
+# after it raises it.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -33,7 +35,8 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       max_to_keep=self._keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
     )
-    return ocp.CheckpointManager(self._directory.absolute(), options=options)
+    with explained(self._directory):
+      return ocp.CheckpointManager(self._directory.absolute(), options=options)
 
   def save(self, step: int, state: Tree) -> None:
     """Starts writing the state; returns once the arrays may be donated."""
@@ -126,10 +129,11 @@ def _abstract(tree: Tree) -> Tree:
 def save_tree(directory: pathlib.Path, tree: Tree) -> None:
   """Writes a tree of arrays as a whole or not at all."""
   directory = directory.absolute()
-  if directory.exists():
-    shutil.rmtree(directory)
-  with explained(directory), ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(directory, tree)
+  with explained(directory):
+    if directory.exists():
+      shutil.rmtree(directory)
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(directory, tree)
 
 
 def load_tree(directory: pathlib.Path) -> Tree:

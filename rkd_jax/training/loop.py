@@ -4,8 +4,10 @@ What happens at step k sees the state after k rounds and precedes round k, so a 
 anywhere and starts again does everything once, in the same order, with the same numbers.
 """
 
+import contextlib
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +29,8 @@ class Preempted(Exception):  # noqa: N818 (not a mistake of anybody's)
 
 
 class StopSignal:
-  """Whether SIGTERM or SIGINT has come. A second SIGINT interrupts at once."""
+  """Whether SIGTERM, SIGINT or SIGHUP (the terminal is gone) has come. A second SIGINT interrupts at
+  once."""
 
   def __init__(self) -> None:
     self.name = ""
@@ -35,8 +38,10 @@ class StopSignal:
 
   def __enter__(self) -> "StopSignal":
     try:
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._old[number] = signal.signal(number, self._note)
+      for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # under nohup it is ignored, and stays so
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+          self._old[number] = signal.signal(number, self._note)
     except ValueError:  # not the main thread: whoever runs us there handles signals
       pass
     return self
@@ -53,7 +58,12 @@ class StopSignal:
   def _note(self, number: int, _frame: Any) -> None:
     if self.name and number == signal.SIGINT:
       raise KeyboardInterrupt
-    self.name = signal.Signals(number).name
+    if not self.name:
+      self.name = signal.Signals(number).name
+      with contextlib.suppress(
+        OSError
+      ):  # not `print`: the signal may have come in the middle of one
+        os.write(2, b"\nStopping as soon as everything is saved. Ctrl-C stops at once.\n")
 
 
 @dataclasses.dataclass

@@ -1,0 +1,54 @@
+"""A run's results in a few lines of plain text, for the end of its output."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rkd_jax.reporting import table, verdict
+from rkd_jax.reporting.formats import NOT_MEASURED, number
+from rkd_jax.reporting.results import Cell
+from rkd_jax.reporting.table import Row
+
+HEAD = ("Network", "ACC", "ASR", "Carried", "Verdict")
+NARROWEST = 12  # columns of a network's name
+
+
+def lines(manifest: Mapping[str, Any], cells: Sequence[Cell], width: int = 80) -> list[str]:
+  """A table: the mean accuracy, the worst ASR and carried ASR over seeds, and the verdict.
+
+  Args:
+    manifest: the "run" of results.json.
+    cells: its cells.
+    width: no line is longer, down to about 50; long names end in "...".
+  """
+  found, comparable = [], table.plain(cells)
+  for setting in table.settings(comparable):
+    rows = table.rows(table.within(comparable, setting), manifest["config"].get("methods") or ())
+    outcomes = {v.label: v.outcome for v in verdict.verdicts(rows, "the target")}
+    entries = [_entries(row, outcomes) for row in rows if row.cells]
+    found += _aligned([HEAD, *entries], width)
+  seeds = len(manifest.get("seeds") or ())
+  if seeds > 1:
+    found.append(f"ACC: mean of {seeds} seeds; ASR and carried ASR: the worst of them.")
+  return found
+
+
+def _entries(row: Row, outcomes: Mapping[str, str]) -> tuple[str, ...]:
+  numbers = row.mean("acc"), row.worst("asr"), row.worst("carried_asr")
+  shown = [
+    NOT_MEASURED if value is None else number(metric, value)
+    for metric, value in zip(("acc", "asr", "carried_asr"), numbers, strict=True)
+  ]
+  return row.label, *shown, outcomes.get(row.label, "")
+
+
+def _aligned(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+  """The first and last column to the left, numbers to the right."""
+  sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  spare = width - sum(sizes[1:]) - 2 * (len(sizes) - 1)
+  sizes[0] = min(sizes[0], max(spare, NARROWEST))
+  found = []
+  for first, *numbers, last in rows:
+    name = first if len(first) <= sizes[0] else first[: sizes[0] - 3] + "..."
+    middle = [text.rjust(size) for text, size in zip(numbers, sizes[1:-1], strict=True)]
+    found.append("  ".join([name.ljust(sizes[0]), *middle, last]).rstrip())
+  return found
