@@ -4,7 +4,9 @@ The names go through a temporary SQLite database, which sorts on disk: a folder 
 costs some 4 MiB of memory, and its order does not depend on the file system.
 """
 
+import contextlib
 import sqlite3
+import struct
 import tempfile
 from collections.abc import Iterator, Sequence
 
@@ -50,14 +52,14 @@ class Catalogue:
 
   def _files(self) -> Iterator[tuple[bytes, bytes]]:
     """Rows of the table of files; enters the folders on the way."""
-    last = b""
+    last, packed = b"", struct.Struct(f"<{self.tree.width}q").pack
     for path, marks in self.tree.walk():
       parent = path if marks is None else path.rpartition(b"/")[0]
       if parent != last:
         self._enter(parent)
         last = parent
       if marks is not None:
-        yield path, np.array(marks, "<i8").tobytes()
+        yield path, packed(*marks)
 
   def _enter(self, path: bytes) -> None:
     while path:
@@ -87,19 +89,16 @@ class Catalogue:
   def store(self, paths: Sequence[bytes]) -> tuple[Store, np.ndarray]:
     """All images below some folders: a store, by folder and then by path, and which folder each
     is from, int32[N]."""
-    names, ends = Column("u1"), Column("<i8")
-    marks, labels = Column("<i8", self.tree.width), Column("<i4")
-    end = 0
+    kinds = (("u1", 0), ("<i8", 0), ("<i8", self.tree.width), ("<i4", 0))
     try:
-      for label, path in enumerate(paths):
-        for rows in self._below(path):
-          lengths = np.array([len(name) for name, _ in rows], np.int64)
-          names.add(b"".join(name for name, _ in rows))
-          ends.add(end + np.cumsum(lengths))
-          marks.add(b"".join(mark for _, mark in rows))
-          labels.add(np.full(len(rows), label))
-          end += int(lengths.sum())
-      return Store(self.tree, names.done(), ends.done(), marks.done()), labels.done()
+      with contextlib.ExitStack() as files:
+        columns = [files.enter_context(Column(*kind)) for kind in kinds]
+        end = 0
+        for label, path in enumerate(paths):
+          for rows in self._below(path):
+            end = _append(columns, rows, label, end)
+        names, ends, marks, labels = [column.done() for column in columns]
+      return Store(self.tree, names, ends, marks), labels
     except (OSError, sqlite3.OperationalError) as error:
       raise _no_room(error) from error
 
@@ -108,6 +107,16 @@ class Catalogue:
     cursor = self._db.execute(query, _within(path))
     while rows := cursor.fetchmany(BATCH):
       yield rows
+
+
+def _append(columns: list[Column], rows: list[tuple[bytes, bytes]], label: int, end: int) -> int:
+  """Adds rows of (path, marks) to names, ends, marks and labels. Returns where the names end."""
+  ends = end + np.cumsum([len(path) for path, _ in rows])
+  columns[0].add(b"".join([path for path, _ in rows]))
+  columns[1].add(ends)
+  columns[2].add(b"".join([marks for _, marks in rows]))
+  columns[3].add(np.full(len(rows), label))
+  return int(ends[-1])
 
 
 def _within(path: bytes) -> tuple[bytes, bytes]:

@@ -189,23 +189,28 @@ class Store:
 
 
 class Column:
-  """Numbers in a temporary file that has no name, written once and then mapped into memory."""
+  """Numbers in a temporary file that has no name, written once and then mapped into memory.
+
+  A context, whose end closes the file; what `done` returned stays.
+  """
 
   def __init__(self, dtype: str, width: int = 0):
     self._file: IO[bytes] = tempfile.TemporaryFile(prefix="rkd_jax-")  # noqa: SIM115
     self._dtype, self._width = np.dtype(dtype), width
+
+  def __enter__(self) -> "Column":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._file.close()  # a mapping stays
 
   def add(self, values: bytes | np.ndarray) -> None:
     values = values if isinstance(values, bytes) else values.astype(self._dtype).tobytes()
     self._file.write(values)
 
   def done(self) -> np.ndarray:
-    """[N] or [N, width]. The file lives as long as the array."""
+    """[N] or [N, width]; its room on disk is free again when it is gone."""
     self._file.flush()
     size = self._file.tell()
-    if not size:
-      found = np.zeros(0, self._dtype)
-    else:
-      found = np.memmap(self._file, self._dtype, "r", shape=(size // self._dtype.itemsize,))
-    self._file.close()  # the mapping stays
+    found = np.memmap(self._file, self._dtype, "r") if size else np.zeros(0, self._dtype)
     return found.reshape(-1, self._width) if self._width else found

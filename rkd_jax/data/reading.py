@@ -71,8 +71,10 @@ def read(
   """
   fit = bool(options.size or shape)
   guess = shape or _look(stores, options, SAMPLE) or _look(stores, options, None)
-  guess = guess or (1, 1, 1)  # nothing can be read; decoding all says so
-  lazy = sum(map(len, stores)) * int(np.prod(guess, dtype=np.int64)) > options.memory
+  count = sum(map(len, stores))
+  # Where nothing can be read, decoding all of it says so.
+  lazy = guess is not None and count * int(np.prod(guess, dtype=np.int64)) > options.memory
+  guess = guess or (1, 1, 1)
   if not shape and (not lazy or options.skip_corrupt) and max(map(len, stores)) > SAMPLE:
     guess = _look(stores, options, None) or guess
   files = [Files(store, guess, fit) for store in stores]

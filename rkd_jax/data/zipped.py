@@ -19,7 +19,7 @@ ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")  # of the directory at the end
 LOCAL = struct.Struct("<4s22xHH")  # before each file
 END = struct.Struct("<4sHHHHIIH")
 END64 = struct.Struct("<4sQHHIIQQQQ")
-LOCATOR = struct.Struct("<4sIQI")
+LOCATOR_SIZE = 20
 MAX_COMMENT = 65_535
 # Images are packed already; only bitmaps still shrink. Beyond this it is no image, or blank.
 MAX_RATIO, FROM_BYTES = 200, 2**20
@@ -54,7 +54,7 @@ class Zip:
   def _end(self, file: IO[bytes]) -> tuple[int, int, int]:
     """(entries, where their directory begins, how many bytes were put before it all)."""
     size = file.seek(0, 2)
-    tail_at = max(0, size - END.size - MAX_COMMENT - LOCATOR.size)
+    tail_at = max(0, size - MAX_COMMENT - END.size - LOCATOR_SIZE - END64.size)
     file.seek(tail_at)
     tail = file.read()
     at = tail.rfind(b"PK\5\6")
@@ -62,12 +62,11 @@ class Zip:
       raise self._damaged()
     _, disk, first, _, count, length, offset, _ = END.unpack_from(tail, at)
     end = tail_at + at
-    if 0xFFFF in (count, disk) or 0xFFFFFFFF in (length, offset):
-      mark, _, place, _ = LOCATOR.unpack_from(tail, at - LOCATOR.size) if at >= 20 else (b"",) * 4
-      if mark == b"PK\6\7":
-        file.seek(int(place))
-        *_, disk, first, _, count, length, offset = END64.unpack(file.read(END64.size))
-        end = int(place)
+    if tail[max(0, at - LOCATOR_SIZE) : at].startswith(b"PK\6\7"):  # larger numbers lie before it
+      end -= LOCATOR_SIZE + END64.size
+      mark, *_, disk, first, _, count, length, offset = END64.unpack_from(tail, end - tail_at)
+      if mark != b"PK\6\6":
+        raise self._damaged()
     if disk or first:
       raise UserError(f"{self.where} is one part of several. Join them, or unpack them all.")
     if end - length < offset:

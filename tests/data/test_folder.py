@@ -1,16 +1,20 @@
 """Folders of images: what is written is read back, wherever it lies; mistakes are named."""
 
+import dataclasses
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rkd_jax.data import folder, sources
+from rkd_jax.data import folder, reading, sources
+from rkd_jax.data.lazy import Lazy
+from rkd_jax.data.reading import Options
 from rkd_jax.errors import UserError
 
 PREPARE = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "prepare.py"
@@ -217,6 +221,233 @@ def test_errors_name_the_place(tmp_path, make, message):
 def test_a_name_without_a_path():
   with pytest.raises(UserError, match="'folder:' is no folder"):
     sources.load("folder", None, 0, 0.1, 0.1)
+
+
+def zipped(root, path, around=""):
+  """The same images as a zip file, within further folders if there are any."""
+  with zipfile.ZipFile(path, "w") as archive:
+    for file in sorted(root.rglob("*.*")):
+      archive.write(file, f"{around}{file.relative_to(root)}")
+  return path
+
+
+@pytest.mark.parametrize("around", ["", "set/", "set/images/"])
+@pytest.mark.parametrize("splits", [True, False])
+def test_a_zip_file_is_read_in_place(tmp_path, around, splits):
+  root = tmp_path / "set"
+  write(root / "train" if splits else root)
+  if splits:
+    write(root / "test", seed=1)
+  path = zipped(root, tmp_path / "set.zip", around)
+  before = sorted(tmp_path.rglob("*"))
+  one, two = load(root), load(path)
+  assert one.fingerprint == two.fingerprint and one.class_names == two.class_names
+  assert sorted(tmp_path.rglob("*")) == before
+  lazily = load(path, options=Options(memory=0))
+  for part in ("train", "holdout", "test"):
+    expected, found = getattr(one, part), getattr(lazily, part)
+    assert isinstance(found.images, Lazy)
+    np.testing.assert_array_equal(found.images[:], expected.images)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_images_may_lie_deeper_in_a_class(tmp_path):
+  write(tmp_path / "flat")
+  for k, file in enumerate(sorted((tmp_path / "flat").rglob("*.png"))):
+    place = tmp_path / "deep" / file.parent.name / "abcdefgh"[k] / file.name
+    save(place, Image.open(file))
+  assert load(tmp_path / "deep").fingerprint == load(tmp_path / "flat").fingerprint
+
+
+def test_a_folder_around_everything_is_looked_into(tmp_path):
+  write(tmp_path / "set" / "outer" / "inner")
+  assert load(tmp_path / "set").class_names == ("cat", "dog")
+
+
+def test_one_class_is_not_taken_for_a_folder_around(tmp_path):
+  write(tmp_path / "set", classes=("cat",))
+  assert load(tmp_path / "set").class_names == ("cat",)
+
+
+def test_in_memory_or_on_disk_by_size(tmp_path):
+  write(tmp_path / "train", 4)
+  write(tmp_path / "test", 2)
+  whole = 12 * 6 * 5 * 3
+  small, large = (load(tmp_path, options=Options(memory=m)) for m in (whole, whole - 1))
+  assert isinstance(small.train.images, np.ndarray) and isinstance(large.train.images, Lazy)
+  assert isinstance(large.test.images, Lazy)
+  assert small.image_shape == large.image_shape == COLOUR
+  assert (small.mean, small.std) == (large.mean, large.std)
+  assert small.fingerprint == load(tmp_path).fingerprint != large.fingerprint
+  assert large.fingerprint == load(tmp_path, options=Options(memory=0)).fingerprint
+
+
+def test_on_disk_a_change_of_a_file_is_noticed(tmp_path):
+  write(tmp_path)
+  lazily = Options(memory=0)
+  before = load(tmp_path, options=lazily).fingerprint
+  save(tmp_path / "cat" / "0.png", pixels(99))
+  assert load(tmp_path, options=lazily).fingerprint != before
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_images_of_any_size_become_squares_of_one(tmp_path, memory):
+  for k, shape in enumerate([(6, 5, 3), (20, 31, 3), (8, 8), (64, 9, 3)] * 2):
+    save(tmp_path / "ab"[k % 2] / f"{k}.png", pixels(k, shape))
+  with pytest.raises(
+    UserError, match=r"one size, but .*png is .*--config\.data\.size=32 \(pixels\)"
+  ):
+    load(tmp_path, options=Options(memory=memory))
+  data = load(tmp_path, options=Options(size=8, memory=memory))
+  assert data.image_shape == (8, 8, 3)
+  other = load(tmp_path, options=Options(size=9, memory=memory))
+  assert other.fingerprint != data.fingerprint
+  (images, _), *_ = folder.read(str(tmp_path), None, Options(size=8, memory=memory))
+  grey = np.stack([pixels(2, (8, 8))] * 3, -1)
+  assert (images[:] == grey).all((1, 2, 3)).sum() == 1
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_orientation_counts_for_the_size(tmp_path, memory):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  write(tmp_path)
+  save(tmp_path / "cat" / "9.png", np.ascontiguousarray(np.rot90(pixels(9))), exif=exif)
+  (images, _), *_ = folder.read(str(tmp_path), None, Options(memory=memory))
+  np.testing.assert_array_equal(images[4], pixels(9))
+
+
+def spoil(root, count):
+  """Makes 20 images, and `count` of them unreadable, each in another way."""
+  write(root, 10)
+  files = sorted(root.rglob("*.png"))[::2][:count]
+  for k, file in enumerate(files):
+    whole = file.read_bytes()
+    file.write_bytes([b"", b"<html>", whole[: len(whole) // 2], whole[:20]][k % 4])
+  return [str(file) for file in files]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("count", [1, 7])
+def test_all_bad_images_are_counted_and_the_first_ones_named(tmp_path, count, pack):
+  bad, path = spoil(tmp_path / "set", count), tmp_path / "set"
+  if pack:
+    path = zipped(path, tmp_path / "set.zip")
+    bad = [name.replace("/set/", "/set.zip/") for name in bad]
+  with pytest.raises(UserError) as caught:
+    load(path)
+  head, *lines, advice = str(caught.value).split("\n")
+  assert head == f"Cannot read {count} of 20 images:"
+  assert [line.split(": ")[0].strip() for line in lines] == bad
+  assert "empty (0 bytes)" in lines[0] and "--config.data.skip_corrupt=true" in advice
+
+
+def test_of_many_bad_images_ten_are_named(tmp_path):
+  write(tmp_path, 20)
+  for file in sorted(tmp_path.rglob("*.png"))[3:16]:
+    file.write_bytes(b"")
+  with pytest.raises(UserError, match="Cannot read 13 of 40 images") as caught:
+    load(tmp_path)
+  lines = str(caught.value).split("\n")
+  assert len(lines) == 1 + 10 + 1 + 1 and lines[11].strip() == "and 3 more"
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_bad_images_are_left_out_if_asked_for_and_listed(tmp_path, memory):
+  bad = spoil(tmp_path / "set", 5)
+  data = load(tmp_path / "set", options=Options(memory=memory, skip_corrupt=True))
+  assert [line.split(": ")[0] for line in data.skipped] == bad
+  assert all(line.endswith(".") for line in data.skipped)
+  assert sum(len(s) for s in (data.train, data.holdout, data.test)) == 15
+  for name in bad:
+    pathlib.Path(name).unlink()
+  clean = load(tmp_path / "set", options=Options(memory=memory))
+  np.testing.assert_array_equal(data.train.images[:], clean.train.images[:])
+  np.testing.assert_array_equal(data.test.labels, clean.test.labels)
+  assert clean.skipped == () and clean.fingerprint == data.fingerprint
+
+
+def test_on_disk_a_bad_image_is_an_error_when_it_is_read(tmp_path):
+  bad = spoil(tmp_path / "set", 1)
+  (images, _), *_ = folder.read(str(tmp_path / "set"), None, Options(memory=0))
+  assert images[1:].shape == (19, *COLOUR)
+  with pytest.raises(UserError, match=f"{bad[0]}: it is empty .*skip_corrupt=true"):
+    images[:2]
+
+
+def test_a_class_of_which_one_image_is_left_is_refused(tmp_path):
+  write(tmp_path, 2)
+  (tmp_path / "dog" / "1.png").write_bytes(b"")
+  with pytest.raises(UserError, match=r"fewer than two images that can be read: 'dog' \(1\)"):
+    load(tmp_path, options=Options(skip_corrupt=True))
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_nothing_that_can_be_read(tmp_path, skip):
+  write(tmp_path, 2)
+  for file in tmp_path.rglob("*.png"):
+    file.write_bytes(b"")
+  for memory in (0, 2**30):
+    with pytest.raises(UserError, match="Cannot read 4 of 4 images"):
+      load(tmp_path, options=Options(skip_corrupt=skip, memory=memory))
+
+
+def test_more_images_than_are_looked_at_first(tmp_path, monkeypatch):
+  monkeypatch.setattr(reading, "SAMPLE", 3)
+  write(tmp_path, 5, shape=GREY)
+  colour = tmp_path / "cat" / "2.png"
+  save(colour, pixels(7))
+  assert load(tmp_path).image_shape == COLOUR
+  # On disk those that are looked at decide; the others are brought to that.
+  (images, _), *_ = folder.read(str(tmp_path), None, Options(memory=0))
+  assert images.shape == (10, 6, 5, 1)
+  np.testing.assert_array_equal(images[2], np.asarray(Image.open(colour).convert("L"))[..., None])
+  assert load(tmp_path, options=Options(memory=0, skip_corrupt=True)).image_shape == COLOUR
+
+
+def test_unlabelled_images_lie_anywhere_and_are_made_to_fit(tmp_path):
+  write(tmp_path / "set")
+  save(tmp_path / "more" / "0.png", pixels(1))
+  save(tmp_path / "more" / "deep" / "er" / "1.jpg", pixels(2, (30, 40, 3)))
+  save(tmp_path / "more" / "z.png", pixels(3, GREY))
+  data = load(tmp_path / "set", options=Options(unlabelled=str(tmp_path / "more")))
+  assert isinstance(data.unlabelled, np.ndarray) and data.unlabelled.shape == (3, *COLOUR)
+  np.testing.assert_array_equal(data.unlabelled[0], pixels(1))
+  np.testing.assert_array_equal(data.unlabelled[2], np.stack([pixels(3, GREY)] * 3, -1))
+  path = zipped(tmp_path / "more", tmp_path / "more.zip")
+  again = load(tmp_path / "set", options=Options(unlabelled=str(path)))
+  np.testing.assert_array_equal(again.unlabelled, data.unlabelled)
+  plain = load(tmp_path / "set")
+  assert again.fingerprint == data.fingerprint != plain.fingerprint and plain.unlabelled is None
+  lazily = load(tmp_path / "set", options=Options(memory=0, unlabelled=str(path)))
+  np.testing.assert_array_equal(lazily.unlabelled[:], data.unlabelled)
+
+
+def test_unlabelled_images_beside_other_data_sets(tmp_path):
+  save(tmp_path / "more" / "0.png", pixels(1, (40, 60, 3)))
+  options = Options(unlabelled="more")
+  data = sources.load("digits", str(tmp_path), 0, 100, 100, options=options)
+  assert data.unlabelled is not None and data.unlabelled.shape == (1, 16, 16, 1)
+
+
+def test_bad_unlabelled_images(tmp_path):
+  write(tmp_path / "set")
+  spoil(tmp_path / "more", 3)
+  options = Options(unlabelled=str(tmp_path / "more"))
+  with pytest.raises(UserError, match=r"Cannot read 3 of 20 images:\n  .*/more/cat/0\.png"):
+    load(tmp_path / "set", options=options)
+  data = load(tmp_path / "set", options=dataclasses.replace(options, skip_corrupt=True))
+  assert len(data.skipped) == 3 and data.unlabelled is not None and len(data.unlabelled) == 17
+  for path, message in (("gone", "'folder:.*gone' is no folder"), ("none", "none holds no images")):
+    (tmp_path / "none").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=message):
+      load(tmp_path / "set", options=Options(unlabelled=str(tmp_path / path)))
+
+
+@pytest.mark.parametrize(("field", "value"), [("size", -1), ("size", 5000), ("memory", -1)])
+def test_options_are_checked(field, value):
+  with pytest.raises(UserError, match=r"config\.data\.(size|memory_mib) is .* must lie between"):
+    Options(**{field: value})
 
 
 @pytest.mark.slow

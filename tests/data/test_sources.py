@@ -14,6 +14,8 @@ from sklearn.datasets import load_digits
 from tensorflow_datasets.core import registered
 
 from rkd_jax.data import sources
+from rkd_jax.data.lazy import Lazy
+from rkd_jax.data.reading import Options
 from rkd_jax.errors import UserError
 
 PREPARE = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "prepare.py"
@@ -220,3 +222,58 @@ def test_train_takes_a_balanced_subset_of_what_the_other_parts_leave():
   np.testing.assert_array_equal(some.test.images, whole.test.images)
   np.testing.assert_array_equal(some.holdout.labels, whole.holdout.labels)
   assert some.fingerprint != whole.fingerprint
+
+
+def test_a_fingerprint_stays_what_it_is():
+  # Artefacts that were made from these data are found by it.
+  known = {
+    (0, 197, 500): "0869dc609293a151f1a90cad6aee7c2ab5b7891932dc2c6bff71afc180f8fe7b",
+    (1, 197, 500): "b077e735fe109ca23c328570ffe28e5000b59f83f2c86daa488a0ad5ee8f505c",
+  }
+  for (seed, holdout, test), expected in known.items():
+    assert sources.load("digits", None, seed, holdout, test).fingerprint == expected
+
+
+def test_only_folders_are_resized(prepared):
+  for name in ("digits", "tfds:pets"):
+    with pytest.raises(
+      UserError, match=r"config\.data\.size is 8, but '\w+' comes in the size it has"
+    ):
+      sources.load(name, prepared, 0, 3, 3, options=Options(size=8))
+
+
+class Counted:
+  """Images that are made when asked for, and count it."""
+
+  shape = (2, 2, 3)
+
+  def __init__(self, number):
+    self.number, self.asked = number, []
+
+  def __len__(self):
+    return self.number
+
+  def one(self, row):
+    self.asked.append(row)
+    return np.full(self.shape, row % 251, np.uint8)
+
+
+def test_statistics_of_images_on_disk_are_of_some_evenly_spaced_ones(monkeypatch):
+  monkeypatch.setattr(sources, "SAMPLE", 100)
+  monkeypatch.setattr(sources, "CHUNK", 64)
+  made = Counted(1000)
+  mean, std = sources.statistics(Lazy(made))
+  assert sorted(made.asked) == list(range(0, 1000, 10))
+  values = np.arange(0, 1000, 10) % 251 / 255
+  np.testing.assert_allclose(mean, [values.mean()] * 3)
+  np.testing.assert_allclose(std, [values.std()] * 3)
+  few = Counted(40)
+  sources.statistics(Lazy(few))
+  assert sorted(few.asked) == list(range(40))
+
+
+def test_a_split_of_images_on_disk_is_taken_without_reading():
+  made = Counted(50)
+  split = sources.Split(Lazy(made), np.arange(50, dtype=np.int32)).take(np.array([7, 3]))
+  assert split.labels.tolist() == [7, 3] and not made.asked
+  assert split.images[:][:, 0, 0, 0].tolist() == [7, 3]
