@@ -1,8 +1,8 @@
-"""The report of a run, made again; of several runs, one page: python -m rkd_jax.commands.report DIR...
+"""A run's report, made again, or one page of several: python -m rkd_jax.commands.report DIR...
 
-With one DIR, a run's workdir, writes DIR/report.html from the files in it; only results.json must be
-there. With several, writes one page that compares them, <first DIR>/comparison.html. `--out FILE`
-puts the page elsewhere. Nothing is trained, and no network is asked.
+With one DIR, a run's workdir, writes DIR/report.html from the files in it; only results.json must
+be there. With several, writes one page that compares them, <first DIR>/comparison.html. Or FILE,
+with `--out FILE`. Nothing is trained, and no network is asked.
 """
 
 import argparse

@@ -7,7 +7,7 @@ next stage gets it. A few hundred test images, a batch at a time; none of it sel
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -118,14 +118,20 @@ def _looked(
     own = index[np.minimum(np.arange(start, start + BATCH), len(index) - 1)].astype(np.int32)
     put = sharding.replicate(program.mesh, (questions.images[own], own))
     images = _pixels(program.mesh, *put, questions.backdoor)
-    found.append(jax.device_get(_look(program, trees, images, who)))
+    found.append(jax.device_get(_looker()(program, trees, images, who)))
   variances, embeddings = (
     np.concatenate(parts)[: len(index)] for parts in zip(*found, strict=True)
   )
   return variances, embeddings
 
 
-@functools.partial(jax.jit, static_argnames=("program", "who"))
+@functools.cache
+def _looker() -> Callable[..., Tree]:
+  """`_look`, compiled in a hurry on CPU: each network sees a few batches only."""
+  quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  return jax.jit(_look, static_argnames=("program", "who"), compiler_options=quick)
+
+
 def _look(
   program: Program, trees: Tree, images: jax.Array, who: str
 ) -> tuple[jax.Array, jax.Array]:

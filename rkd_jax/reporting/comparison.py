@@ -1,5 +1,6 @@
 """comparison.html: several runs beside each other, on one page made from their results.json."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from rkd_jax.reporting.formats import NOT_MEASURED, percent
 from rkd_jax.reporting.page import mapping, mappings, words
 from rkd_jax.reporting.results import Cell
 
+Key = tuple[str | None, float | None]  # a method (None: the teacher), its labelled fraction
 MOST_LETTERS = 80  # of a config's value
 CONTENTS = {"comparison": "Networks", "plane": "ACC and ASR", "settings": "Settings"}
 
@@ -30,17 +32,19 @@ def write(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
 
 def _context(runs: Mapping[str, tuple[dict[str, Any], list[Cell]]]) -> dict[str, Any]:
   columns = [c for name, (manifest, cells) in runs.items() for c in _columns(name, manifest, cells)]
-  labels = list(dict.fromkeys(row.label for column in columns for row in column["rows"]))
+  keys = list(dict.fromkeys(key for column in columns for key in column["rows"]))
+  labels = [_label(key, keys) for key in keys]
   return {
     "title": f"{len(runs)} runs compared",
     "columns": columns,
     "lines": [
-      {"label": label, "cells": [_cell(column, label) for column in columns]} for label in labels
+      {"label": label, "cells": [_cell(column, key) for column in columns]}
+      for label, key in zip(labels, keys, strict=True)
     ],
     "planes": [
       {"name": column["name"], "drawing": drawn}
       for column in columns
-      if (drawn := figures.plane(column["rows"], labels))
+      if (drawn := figures.plane(_relabelled(column, keys), labels))
     ],
     "legend": labels,
     "settings": differences(
@@ -48,7 +52,7 @@ def _context(runs: Mapping[str, tuple[dict[str, Any], list[Cell]]]) -> dict[str,
     ),
     "names": list(runs),
     "runs": [_facts(name, manifest) for name, (manifest, _) in runs.items()],
-    "contents": list(CONTENTS.items()) + [("glossary", "Glossary")],
+    "contents": [*CONTENTS.items(), ("glossary", "Glossary")],
     "used": [name for name in page.TERMS if name in ("acc", "asr", "backdoor", "undefended")],
   }
 
@@ -78,7 +82,7 @@ def _columns(name: str, manifest: Mapping[str, Any], cells: Sequence[Cell]) -> l
       {
         "name": name if len(settings) == 1 else f"{name}, {title}",
         "title": title,
-        "rows": [row for row in rows if row.cells],
+        "rows": {(row.method, row.cells[0].labels): row for row in rows if row.cells},
         "headline": verdict.headline(verdicts),
         "outcomes": {v.label: v.outcome for v in verdicts},
       }
@@ -86,9 +90,21 @@ def _columns(name: str, manifest: Mapping[str, Any], cells: Sequence[Cell]) -> l
   return found
 
 
-def _cell(column: Mapping[str, Any], label: str) -> dict[str, str] | None:
+def _label(key: Key, keys: Sequence[Key]) -> str:
+  """A network's name, with its share of labels where that tells two apart."""
+  method, labels = key
+  several = len({other for name, other in keys if name == method}) > 1
+  return f"{method or 'teacher'} ({percent(labels)} labels)" if several else method or "teacher"
+
+
+def _relabelled(column: Mapping[str, Any], keys: Sequence[Key]) -> list[table.Row]:
+  rows = column["rows"].items()
+  return [dataclasses.replace(row, label=_label(key, keys)) for key, row in rows]
+
+
+def _cell(column: Mapping[str, Any], key: Key) -> dict[str, str] | None:
   """A network in one run: mean accuracy, mean and worst ASR, what the verdict says."""
-  row = next((row for row in column["rows"] if row.label == label), None)
+  row = column["rows"].get(key)
   if row is None:
     return None
   several = len(row.of("asr")) > 1
@@ -97,7 +113,7 @@ def _cell(column: Mapping[str, Any], label: str) -> dict[str, str] | None:
     "acc": percent(row.mean("acc")) if known["acc"] else NOT_MEASURED,
     "asr": percent(row.mean("asr")) if known["asr"] else NOT_MEASURED,
     "worst": f"worst {percent(row.worst('asr'))}" if several and known["asr"] else "",
-    "outcome": column["outcomes"].get(label, ""),
+    "outcome": column["outcomes"].get(row.label, ""),
   }
 
 

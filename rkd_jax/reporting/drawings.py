@@ -39,7 +39,7 @@ def scatter(
   centre of its clean images.
 
   Args:
-    clean, triggered: float[n, 2].
+    clean, triggered: float[n, 2]; triggered may be empty.
     labels: int[n].
     names: {class: name}.
     targets: classes whose name is set in bold.
@@ -50,7 +50,8 @@ def scatter(
   body = Markup(form).format(WIDTH, HEIGHT, title)
   for colour, k in enumerate(names):
     dots = "".join(f"M{x:.0f},{y:.0f}h0" for x, y in clean[labels == k])
-    marks = "".join(f"M{x:.0f},{y - 4:.0f}l4,7h-8z" for x, y in triggered[labels == k])
+    own = triggered[labels == k] if len(triggered) else triggered
+    marks = "".join(f"M{x:.0f},{y - 4:.0f}l4,7h-8z" for x, y in own)
     form = '<g class="c{}"><path class="dots" d="{}"/><path class="marks" d="{}"/></g>'
     body += Markup(form).format(colour % COLOURS, dots, marks)
   centres = {k: clean[labels == k].mean(0) for k in names if (labels == k).any()}

@@ -1,13 +1,15 @@
 """What the report draws of cells and metrics: the plane and the training curves."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rkd_jax.reporting import svg
 from rkd_jax.reporting.table import Row
 from rkd_jax.reporting.verdict import REMOVED_ASR
 from rkd_jax.reporting.writer import read_lines
+
+Phase = Mapping[str, Any]
 
 
 def plane(table: Sequence[Row], labels: Sequence[str] = ()) -> str | None:
@@ -27,26 +29,43 @@ def legend(table: Sequence[Row]) -> list[str]:
   return [row.label for row in table if _pairs(row)]
 
 
-def training(workdir: pathlib.Path, phases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Per method and phase, the curves of its seeds: hold-out accuracy, and loss."""
-  groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def training(
+  workdir: pathlib.Path, phases: Sequence[Phase], costs: Sequence[Phase] = ()
+) -> list[dict[str, Any]]:
+  """Per method and phase, the curves of its seeds: hold-out accuracy, and loss.
+
+  Args:
+    workdir: of the run.
+    phases, costs: of the manifest; without `costs` a method's label is not known, only its file.
+  """
+  groups: dict[str, list[Phase]] = {}
   for phase in phases:
-    groups.setdefault((str(phase.get("method")), str(phase.get("name"))), []).append(phase)
+    groups.setdefault(_title(phase, costs), []).append(phase)
+  seeds = list(dict.fromkeys(str(phase.get("seed")) for phase in phases))
   figures = []
-  for (method, name), group in groups.items():
+  for title, group in groups.items():
     logs = [(phase, _log(workdir, phase.get("metrics"))) for phase in group]
     panels = [
-      {"title": title, "drawing": svg.curves(lines, f"{title} of {method}, {name}", share)}
-      for title, wanted, share in (
+      {"title": panel, "drawing": svg.curves(lines, f"{panel} of {title}", share)}
+      for panel, wanted, share in (
         ("Hold-out accuracy", _is_holdout_accuracy, True),
         ("Loss", _is_loss, False),
       )
-      if (lines := _lines(logs, wanted))
+      if (lines := _lines(logs, wanted, seeds))
     ]
     if panels:
-      title = method if name == method else f"{method} · {name}"
       figures.append({"title": title, "panels": panels})
   return figures
+
+
+def _title(phase: Phase, costs: Sequence[Phase]) -> str:
+  """Whose phase it is: of one method by its label, of none or several by what it does."""
+  key, name = phase.get("key"), str(phase.get("name"))
+  users = {str(one.get("method")) for one in costs if key in (one.get("phases") or ())}
+  who = users.pop() if len(users) == 1 else str(phase.get("method"))
+  if name == "teacher":
+    return name
+  return who if name == who or (name == "student" and costs) else f"{who} · {name}"
 
 
 def _pairs(row: Row) -> list[tuple[Any, ...]]:
@@ -66,7 +85,7 @@ def _log(workdir: pathlib.Path, name: Any) -> list[dict[str, Any]]:
 
 
 def _lines(
-  logs: Sequence[tuple[dict, list[dict]]], wanted: Callable[[str], bool]
+  logs: Sequence[tuple[Phase, list[dict]]], wanted: Callable[[str], bool], seeds: Sequence[str]
 ) -> list[svg.Line]:
   lines = []
   for phase, log in logs:
@@ -75,7 +94,8 @@ def _lines(
     if len(points) > 1:
       teacher = phase.get("teacher")
       title = f"seed {phase.get('seed')}" + (f", {teacher} teacher" if teacher else "")
-      lines.append(svg.Line(title, points, dashed=teacher == "clean"))
+      colour = seeds.index(str(phase.get("seed")))
+      lines.append(svg.Line(title, points, teacher == "clean", colour))
   return lines
 
 

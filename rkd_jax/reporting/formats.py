@@ -20,7 +20,7 @@ WORDS = {
   "undefended": ("Undefended", "Plain distillation, without anything against a backdoor."),
   "clean_teacher": (
     "Clean teacher",
-    "A control: a teacher trained alike but without poison. What its student does, no backdoor did.",
+    "A control: a teacher trained alike, without poison. What its student does, no backdoor did.",
   ),
   "interval": (
     "95 % interval",

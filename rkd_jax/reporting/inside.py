@@ -1,4 +1,4 @@
-"""What analysis.npz shows of the networks' inside: feature variance by stage, maps of embeddings."""
+"""What analysis.npz shows of a network's inside: feature variance by stage, maps of embeddings."""
 
 import pathlib
 from collections.abc import Sequence
@@ -34,6 +34,7 @@ def read(
     drawn = [n for n in dict.fromkeys(wanted) if f"{n}:clean:map" in arrays]
     return {
       "count": len(arrays["labels"]),
+      "trigger": bool(np.any(arrays["labels"] != arrays["goals"])),  # whether one is known
       "variance": variance(arrays, names),
       "maps": [_map(arrays, name, classes) for name in drawn],
     }
@@ -66,8 +67,9 @@ def variance(arrays: Arrays, names: Sequence[str]) -> dict[str, Any] | None:
   found = {name: ratios(arrays, name) for name in order}
   every = [value for pairs in found.values() for pair in pairs if pair for value in pair]
   low, high = min(every, default=1.0), max(every, default=1.0)
+  known = bool(np.any(arrays["labels"] != arrays["goals"]))
   lines = [
-    {"label": label(name), "cells": [_cell(pair, low, high) for pair in pairs]}
+    {"label": label(name), "cells": [_cell(pair, low, high, known) for pair in pairs]}
     for name, pairs in found.items()
   ]
   return {"stages": [str(s) for s in arrays[f"{TEACHER}:stages"]], "lines": lines}
@@ -82,10 +84,12 @@ def label(name: str) -> str:
   return f"{words} ({method})" if words else method
 
 
-def _cell(pair: tuple[float, float] | None, low: float, high: float) -> dict[str, Any]:
+def _cell(pair: tuple[float, float] | None, low: float, high: float, known: bool) -> dict[str, Any]:
   if pair is None:
     return {"clean": NOT_MEASURED, "triggered": NOT_MEASURED, "drawing": ""}
   clean, triggered = (f"{value:.2f}" if value < 100 else f"{value:.0f}" for value in pair)
+  if not known:  # without a trigger the images are the same
+    return {"clean": clean, "triggered": NOT_MEASURED, "drawing": ""}
   return {"clean": clean, "triggered": triggered, "drawing": drawings.change(*pair, low, high)}
 
 
@@ -93,16 +97,18 @@ def _map(arrays: Arrays, name: str, classes: Sequence[str]) -> dict[str, Any]:
   labels, goals = arrays["labels"], arrays["goals"]
   points = {kind: arrays[f"{name}:{kind}:map"] for kind in KINDS}
   near = nearest_to_goal(points["clean"], points["triggered"], labels, goals)
+  if near is None:
+    points["triggered"] = points["triggered"][:0]
   explained = float(arrays[f"{name}:explained"])
   title = label(name)
   names = {int(k): named(k, classes) for k in np.unique(labels)}
   targets = {int(k) for k in goals[labels != goals]}
   alone = targets if len(targets) == 1 else set()
-  said = f"{percent(near)} of triggered images lie nearest to the target class"
-  drawing = drawings.scatter(
-    points["clean"], points["triggered"], labels, names, alone, f"Embeddings of {title}: {said}"
-  )
-  return {"title": title, "drawing": drawing, "near": percent(near), "axes": percent(explained)}
+  said = f"{percent(near)} of triggered images lie nearest to the class that the trigger leads to."
+  said = "" if near is None else said
+  alt = f"Embeddings of {title}. {said}".strip()
+  drawing = drawings.scatter(points["clean"], points["triggered"], labels, names, alone, alt)
+  return {"title": title, "drawing": drawing, "near": said, "axes": percent(explained)}
 
 
 def nearest_to_goal(

@@ -65,7 +65,7 @@ def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell
     "strengths": [_choice(s) for s in mappings(run.get("selection"))],
     "others": table.others(cells, shown),
     "columns": table.COLUMNS,
-    "curves": figures.training(workdir, phases),
+    "curves": figures.training(workdir, phases, mappings(run.get("costs"))),
     "examples": pictures.examples(workdir / "examples.npz", classes),
     "teachers": mappings(run.get("teachers")),
     "open_questions": rerun.limits(run, cells),

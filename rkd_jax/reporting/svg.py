@@ -30,11 +30,12 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """One seed's curve. `dashed`: of a clean teacher's student."""
+  """One phase's curve. `dashed`: of a clean teacher's student; `colour`: 0, 1, ... by seed."""
 
   name: str
   points: Sequence[tuple[float, float]]
   dashed: bool = False
+  colour: int = 0
 
 
 def marker(index: int) -> Markup:
@@ -67,11 +68,11 @@ def curves(lines: Sequence[Line], name: str, share: bool) -> Markup:
   for value in (low, high):
     body += _tick_y(y(value), f"{100 * value:.0f}\u202f%" if share else f"{value:.3g}", 46, 296)
   body += Markup('<text class="end" x="296" y="125">{} steps</text>').format(f"{last:,.0f}")
-  for index, line in enumerate(lines):
+  for line in lines:
     path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in _thin(line.points))
     look = "line dashed" if line.dashed else "line"
     form = '<polyline class="{} c{}" points="{}"><title>{}</title></polyline>'
-    body += Markup(form).format(look, index % COLOURS, path, line.name)
+    body += Markup(form).format(look, line.colour % COLOURS, path, line.name)
   head = Markup('<svg viewBox="0 0 300 130" role="img" aria-label="{}">').format(name)
   return head + body + Markup("</svg>")
 

@@ -44,7 +44,7 @@ def verdicts(table: Sequence[Row], target: str) -> list[Verdict]:
 
 
 def headline(found: Sequence[Verdict]) -> list[dict[str, Any]]:
-  """The verdicts in a few words: [{"outcome", "word", "rest", "minor"}], defended students first."""
+  """The verdicts in a few words, defended first: [{"outcome", "word", "rest", "minor"}]."""
   parts = []
   for outcome, (word, link) in WORDS.items():
     who = [_at(v) for v in found if v.outcome == outcome]
@@ -170,7 +170,7 @@ def _cost(row: Row, alone: float | None) -> str:
 
 
 def _at(found: Verdict) -> str:
-  """A cure is named with the accuracy that is left: a student that knows nothing has no backdoor."""
+  """A cure is named with the accuracy left: a student that knows nothing has no backdoor."""
   cured = found.outcome == "removed" and found.accuracy is not None
   return f"{found.label} (accuracy {percent(found.accuracy)})" if cured else found.label
 
