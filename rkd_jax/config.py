@@ -43,18 +43,24 @@ def default() -> Config:
   config.all_labels_control = True  # the trigger's natural rate on a student taught all labels
   config.data = ConfigDict(
     {
-      "name": "digits",  # or "tfds:<name>", "folder:<path>"
+      "name": "digits",  # or "tfds:<name>", "folder:<path>" (a zip file too), "npz:<file>"
       "data_dir": "",  # where TFDS finds its data, and folders begin; "": TFDS's own, and here
       "split_seed": 0,
       "holdout": 0.1,  # clean hold-out, and test where the data set has none: a fraction or a count
       "test": 0.2,
       "train": 0.0,  # of what is left: a fraction or a count; 0: all
+      "size": 0,  # images of a folder: resized and cropped to squares; 0: all have one size
+      "memory_mib": 2048,  # a folder that takes more as pixels stays on disk
+      "skip_corrupt": False,  # leave out images that cannot be read, and say so
+      "unlabelled": "",  # folder or zip file of further images for the student; "": none
     }
   )
   config.teacher = section(
     "wideresnet-16-2",
     poison=0.1,  # fraction of the teacher's training images that carry the trigger
     plan="random",  # who of them does, one of `backdoors.plans`
+    checkpoint="",  # folder of a teacher that was made elsewhere; "": one is trained here
+    sha256="",  # what that teacher's arrays must be; "": whatever they are
   )
   config.student = section("wideresnet-10-1")
   config.labelled = section("", epochs=100)  # whatever trains on the labelled part alone
@@ -106,6 +112,8 @@ def check(config: Config) -> None:
   check_range("config.teacher.poison", config.teacher.poison, 0, 1)
   for key in ("save_every", "eval_batch"):
     check_range(f"config.{key}", config[key], 1, 10**9)
+  check_range("config.data.size", config.data.size, 0, 4096)
+  check_range("config.data.memory_mib", config.data.memory_mib, 0, 10**9)
   check_range("config.devices", config.devices, 0, 10**6)
   check_range("config.bn_group", config.bn_group, 0, 10**9)
   if config.dtype not in DTYPES:
@@ -120,8 +128,30 @@ def check(config: Config) -> None:
   known = [*lookup.names("backdoors"), *filter(delivers_trigger, recipes.names())]
   if config.backdoor not in known and "." not in config.backdoor:
     raise UserError(f"No backdoor is called {config.backdoor!r}. {nearest(config.backdoor, known)}")
+  check_given(config)
   if not recipes.specs(config):
     raise UserError("config.methods is empty; name at least one, as --config.methods=none,kd")
+
+
+def check_given(config: Config) -> None:
+  """The same for a teacher that was made elsewhere, and for a trigger that nobody knows."""
+  given, unknown = config.teacher.checkpoint, config.backdoor == "unknown"
+  if unknown and not given:
+    raise UserError(
+      "config.backdoor is 'unknown', but the teacher is trained here, so its trigger is known. Name "
+      "a teacher that was made elsewhere, as --config.teacher.checkpoint=DIR, or a backdoor."
+    )
+  if unknown and config.contamination:
+    raise UserError(
+      "No image can be given a trigger that is unknown: say --config.contamination=0 as well."
+    )
+  if given and delivers_trigger(config.backdoor):
+    raise UserError(
+      f"The trigger of {config.backdoor!r} is trained together with its teacher, but the teacher is "
+      "given. Choose 'unknown', or a trigger that is not trained."
+    )
+  if config.teacher.sha256 and not given:
+    raise UserError("config.teacher.sha256 is set, but no config.teacher.checkpoint.")
 
 
 def check_section(name: str, section: Config) -> None:
@@ -147,7 +177,8 @@ def identity(config: Config) -> dict[str, Any]:
   plain = json.loads(json.dumps(config.to_dict()))
   for key in ("devices", "save_every", "eval_batch", "teachers_dir"):
     del plain[key]
-  del plain["data"]["data_dir"]
+  for key in ("data_dir", "memory_mib"):
+    del plain["data"][key]
   return plain
 
 

@@ -30,7 +30,9 @@ def make(runner: Runner, name: str) -> dict[str, Any]:
       "name": dataset.name,
       "fingerprint": dataset.fingerprint,
       "classes": list(dataset.class_names),
-      "sizes": {s: len(getattr(dataset, s).labels) for s in ("train", "holdout", "test")},
+      "sizes": {s: len(getattr(dataset, s).labels) for s in ("train", "holdout", "test")}
+      | ({} if dataset.unlabelled is None else {"unlabelled": len(dataset.unlabelled)}),
+      "skipped": list(dataset.skipped),
     },
     "teachers": [
       {"seed": f.phase.seed, "sha256": f.record["sha256"], "kind": kind(f.phase)}

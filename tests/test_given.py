@@ -23,8 +23,8 @@ def folder(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("author") / "run"
   made = config(**SOME | {"methods": ("kd",), "clean_teacher_seeds": 0})
   experiment.run(made, workdir, "author", quiet=True)
-  (found,) = (workdir.parent / "teachers").iterdir()
-  return found
+  (found,) = (workdir.parent / "teachers").glob("*/done.json")
+  return found.parent
 
 
 def run(tmp_path, **changes) -> tuple[dict, list[results.Cell]]:
@@ -60,7 +60,7 @@ def test_without_a_known_trigger_nothing_is_said_of_it(folder, tmp_path):
   assert all(c.value is not None for c in cells if c.metric in ("acc", "fidelity"))
   report = (tmp_path / "run" / "report.html").read_text()
   assert "unknown" in report.lower() and "removed the backdoor" not in report
-  assert "trusted" not in report.lower()
+  assert "can be trusted" not in report.lower()
   assert len({c.seed for c in cells}) == 2 and {c.teacher_seed for c in cells} == {0}
 
 
