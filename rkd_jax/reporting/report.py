@@ -68,11 +68,11 @@ def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell
     "curves": figures.training(workdir, phases, mappings(run.get("costs"))),
     "examples": pictures.examples(workdir / "examples.npz", classes),
     "teachers": mappings(run.get("teachers")),
-    "open_questions": rerun.limits(run, cells),
     "again": rerun.again(run),
     **_costs(phases, mappings(run.get("costs"))),
     **_inside(workdir, run, sections, classes),
   }
+  context["open_questions"] = rerun.limits(cells, context["inside"] is not None)
   return context | {"contents": _contents(context), "used": _used(cells, context)}
 
 

@@ -59,8 +59,13 @@ def flat(config: Any, above: str = "") -> dict[str, str]:
   return found
 
 
-def limits(run: Mapping[str, Any], cells: Sequence[Cell]) -> list[dict[str, str]]:
-  """[{"what", "why"}]: what the numbers above leave open, as far as the run itself can say."""
+def limits(cells: Sequence[Cell], described: bool) -> list[dict[str, str]]:
+  """[{"what", "why"}]: what the numbers leave open, as far as the run itself can say.
+
+  Args:
+    cells: of the run.
+    described: whether the page shows feature variance or maps.
+  """
   students = [c for c in select(cells, network="student", metric="asr") if c.teacher == "poisoned"]
   triggers = sorted({str(c.backdoor) for c in students if c.backdoor})
   tried = f"Only {', '.join(triggers)} was tried" if triggers else "No trigger was tried"
@@ -83,7 +88,7 @@ def limits(run: Mapping[str, Any], cells: Sequence[Cell]) -> list[dict[str, str]
     why = "The control, the same student of a clean teacher, was not run: carried ASR is unknown."
     found.append({"what": "That the backdoor came from the teacher", "why": why})
   why = "They describe; a student whose variance or map looks like a clean one’s may be backdoored."
-  return [*found, {"what": "Feature variance and maps", "why": why}]
+  return found + [{"what": "Feature variance and maps", "why": why}] * described
 
 
 def _numbers(students: Sequence[Cell]) -> list[dict[str, str]]:

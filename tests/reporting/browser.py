@@ -60,7 +60,8 @@ class Browser:
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     self.call("Emulation.setDeviceMetricsOverride", **size)
     self.call("Emulation.setEmulatedMedia", features=[scheme])
-    self._events.clear()
+    for kept in (self._events, self.said, self.asked):
+      kept.clear()
     self.call("Page.navigate", url=path.resolve().as_uri())
     while "Page.loadEventFired" not in self._events:
       self._next()

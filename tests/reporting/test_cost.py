@@ -95,13 +95,13 @@ def test_configs_are_flat():
 def test_what_is_left_open_follows_from_the_cells():
   fields = {"network": "student", "metric": "asr", "backdoor": "badnets", "teacher": "poisoned"}
   cells = [Cell(**fields, n=450, count=0, value=0.0, seed=s, teacher_seed=s) for s in (0, 1)]
-  said = {line["what"]: line["why"].replace("\u202f", " ") for line in rerun.limits({}, cells)}
+  said = {line["what"]: line["why"].replace("\u202f", " ") for line in rerun.limits(cells, False)}
   assert "Only badnets was tried" in said["Other triggers"]
   assert "450 triggered images even 0 hits leave up to 0.8 %" in said["An ASR of exactly zero"]
   assert said["Every teacher"].startswith("2 teachers were")
   assert "That the backdoor came from the teacher" in said
   clean = [*cells, Cell(**{**fields, "teacher": "clean"}, value=0.0)]
   assert "That the backdoor came from the teacher" not in {
-    line["what"] for line in rerun.limits({}, clean)
+    line["what"] for line in rerun.limits(clean, False)
   }
-  assert "No trigger was tried" in rerun.limits({}, [])[0]["why"]
+  assert "No trigger was tried" in rerun.limits([], True)[0]["why"]

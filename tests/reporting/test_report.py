@@ -227,9 +227,38 @@ def full(workdir, evil="0"):
   predictions = {f"pred/{evil}/{kind}": np.array([0, 1, 9]) for kind in ("clean", "triggered")}
   with open(workdir / "examples.npz", "wb") as file:
     np.savez(file, clean=images, triggered=255 - images, labels=np.array([0, 1, 2]), **predictions)  # pyright: ignore[reportArgumentType]
+  inside(workdir, evil)
   data = {"name": evil, "fingerprint": evil, "classes": [evil] * 3, "sizes": {evil: 3}}
   extra = {"config_name": evil, "command": evil, "git": {evil: evil}, "phases": phases}
+  extra |= {
+    "seeds": [0, 1],
+    "versions": {evil: evil},
+    "config": {"methods": ["kd", evil], evil: evil},
+  }
+  extra["costs"] = [{"seed": 0, "method": evil, "teacher": "poisoned", "phases": ["key"]}]
+  phases[0]["key"] = "key"
   return page(workdir, cells, data=data, **extra)
+
+
+def inside(workdir, evil):
+  """predictions/ and analysis.npz."""
+  rng = np.random.default_rng(1)
+  labels, said = np.arange(30) % 3, rng.integers(0, 3, (2, 30))
+  networks = ["teacher/poisoned", "kd/student/poisoned", f"{evil}/student/poisoned"]
+  for seed in (0, 1):
+    arrays = {f"{name}:triggered": said[seed] for name in networks}
+    (workdir / "predictions").mkdir(exist_ok=True)
+    with open(workdir / "predictions" / f"seed{seed}.npz", "wb") as file:
+      np.savez(file, labels=labels, goals=0 * labels, **arrays)
+  arrays = {"labels": labels, "goals": 0 * labels}
+  for name in [*networks, f"{evil}/detox/poisoned"]:
+    arrays[f"{name}:stages"] = np.array([f"{evil}1", f"{evil}2"])
+    arrays[f"{name}:explained"] = np.float32(0.5)
+    for kind in ("clean", "triggered"):
+      arrays[f"{name}:{kind}:variance"] = rng.uniform(1, 9, (30, 2)).astype(np.float32)
+      arrays[f"{name}:{kind}:map"] = rng.normal(size=(30, 2)).astype(np.float32)
+  with open(workdir / "analysis.npz", "wb") as file:  # savez(path) would refuse "file" as a name
+    np.savez(file, **arrays)
 
 
 def test_everything_is_there_and_nothing_is_fetched(tmp_path):
@@ -238,9 +267,12 @@ def test_everything_is_there_and_nothing_is_fetched(tmp_path):
   assert tree.links and all(link.startswith(("data:", "#")) for link in tree.links)
   assert "script" not in tree.tags and not re.search(r"url\(|@import|https?://", text)
   assert text.count("<polyline") == 8 and text.count("data:image/png") == 9
-  for heading in ("Comparison", "What was dropped", "Training", "Clean and triggered images"):
+  headings = "Comparison", "What was dropped", "Training", "Clean and triggered images", "Cost"
+  headings += "Attack success by true class", "Feature variance by stage", "Where triggered images"
+  for heading in (*headings, "What this does not prove", "Run it again", "Glossary"):
     assert re.search(rf"<h2 id=[^>]*>{heading}", text)
   assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+    "analysis.npz",
     "examples.npz",
     "report.html",
     "results.json",
@@ -251,6 +283,7 @@ def test_other_peoples_text_is_escaped(tmp_path):
   text = full(tmp_path, EVIL)
   tree = Tree(text)
   assert EVIL not in text and EVIL in tree.text
+  assert "<img src=" not in text.replace('<img src="data:', "")
   assert all(link.startswith(("data:", "#")) for link in tree.links)
 
 
