@@ -27,6 +27,7 @@ def again(run: Mapping[str, Any]) -> dict[str, Any]:
 def command(run: Mapping[str, Any]) -> str:
   """The command line that made the run; empty where it is not known."""
   first, _, rest = str(run.get("command") or "").partition(" ")
+  rest = rest.replace(" --", " \\\n  --")  # one argument a line: a browser breaks lines at hyphens
   known = first in ("main.py", "rkd") or first.endswith(("/main.py", "/rkd"))
   return f"{PROGRAM} {rest}".strip() if known else f"{first} {rest}".strip()
 
@@ -76,7 +77,8 @@ def limits(cells: Sequence[Cell], described: bool) -> list[dict[str, str]]:
     },
     {
       "what": "An attacker who knows the defence",
-      "why": "The trigger and the poisoned images were planned without regard to it.",
+      "why": "It may be met with triggers and images made to get past it; all that were tried are"
+      " named on this page.",
     },
     *_numbers(students),
     {

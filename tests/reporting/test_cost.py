@@ -76,7 +76,11 @@ def test_durations():
 
 def test_the_command_can_be_given_again():
   run = {"command": "main.py --config configs/a.py --config.seeds=3,4 --config.method.name=x"}
-  assert rerun.command(run).startswith("python -m rkd_jax.main --config configs/a.py")
+  assert rerun.command(run).splitlines() == [
+    "python -m rkd_jax.main --config configs/a.py \\",
+    "  --config.seeds=3,4 \\",
+    "  --config.method.name=x",
+  ]
   assert rerun.overrides(run) == ["seeds=3,4", "method.name=x"]
   assert rerun.command({"command": "/usr/bin/rkd --x"}) == "python -m rkd_jax.main --x"
   assert rerun.command({"command": "python other.py"}) == "python other.py"
