@@ -10,7 +10,7 @@ from rkd_jax.errors import UserError, nearest
 # kind -> (what a file of it defines, files of the folder that are not such parts)
 KINDS = {
   "methods": ("Method", {"attack", "base", "features", "views"}),
-  "models": ("Model", {"connector", "network", "norm"}),
+  "models": ("Model", {"connector", "layers", "network", "norm", "size"}),
   "backdoors": ("Backdoor", {"base", "learned", "plans", "poison"}),
 }
 

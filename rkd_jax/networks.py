@@ -1,6 +1,7 @@
 """The architectures that a config names, made for its data when a method asks for them."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,9 +9,16 @@ import jax.numpy as jnp
 
 from rkd_jax import lookup
 from rkd_jax.data.sources import Dataset
-from rkd_jax.errors import UserError
+from rkd_jax.errors import UserError, nearest
 from rkd_jax.models.network import Network
 from rkd_jax.phases import Config
+
+NOT_IN_NAMES = ("parent", "name", "classes", "dtype", "bn_group")
+WRITTEN = {  # how a field's value is written in a network's name, by the type of its default
+  int: (r"\d+", "a whole number"),
+  float: (r"\d+(\.\d+)?", "a number"),
+  str: (r"\w+", "a word"),
+}
 
 
 class Networks(Mapping[str, Network]):
@@ -55,20 +63,15 @@ class Networks(Mapping[str, Network]):
 
 
 def build(config: Config, name: str, dataset: Dataset, normalisation: Any = None) -> Network:
-  """The architecture "file-a-b" for this data: the file's first fields are a and b.
+  """The architecture "file-a-b-field=c" for this data: the file's first fields are a and b.
 
   `normalisation`: (mean, std) of its pixels; None: the data's.
   """
-  kind, *numbers = name.split("-")
+  kind = name.split("-")[0]
   part = lookup.load("models", kind)
-  known = [f.name for f in dataclasses.fields(part) if f.init and f.name not in ("parent", "name")]
-  own = [field for field in known if field not in ("classes", "dtype", "bn_group")]
-  if len(numbers) > len(own) or not all(number.isdigit() for number in numbers):
-    raise UserError(
-      f"Cannot read the network {name!r}: after the file's name come whole numbers for its fields "
-      f"{', '.join(own)}, as in wideresnet-16-2."
-    )
-  fields: dict[str, Any] = {own[i]: int(number) for i, number in enumerate(numbers)}
+  known = {f.name: f.default for f in dataclasses.fields(part) if f.init}
+  own = {f: default for f, default in known.items() if f not in NOT_IN_NAMES}
+  fields = _fields(name, own)
   fields |= {"classes": dataset.classes, "dtype": jnp.dtype(config.dtype).type}
   fields |= {"bn_group": config.bn_group or None}
   fields = {field: value for field, value in fields.items() if field in known}
@@ -80,3 +83,37 @@ def build(config: Config, name: str, dataset: Dataset, normalisation: Any = None
       f"{dataset.image_shape[-1]}."
     )
   return Network(module, dataset.image_shape, tuple(mean), tuple(std))
+
+
+def _fields(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
+  """What a name says of a file's fields, whose defaults are `own`."""
+  fields: dict[str, Any] = {}
+  for place, text in enumerate(name.split("-")[1:]):
+    field, named, value = text.rpartition("=")
+    in_order = place < len(own) and list(fields) == list(own)[:place]
+    if not named and not (in_order and re.match("[0-9]", value)):
+      raise UserError(
+        f"Cannot read the network {name!r}: after the file's name come numbers for its fields "
+        f"{', '.join(own)}, in this order, as in wideresnet-16-2, then any as field=value."
+      )
+    field = field if named else list(own)[place]
+    if field not in own or field in fields:
+      problem = "is there twice" if field in fields else "is none of its fields"
+      raise UserError(
+        f"Cannot read the network {name!r}: {field!r} {problem}. {nearest(field, own)}"
+      )
+    fields[field] = _value(name, field, value, own[field])
+  return fields
+
+
+def _value(name: str, field: str, text: str, default: Any) -> Any:
+  """The text as a value of the default's type."""
+  kind = type(default)
+  if kind not in WRITTEN:  # a module of the user's own need not give defaults
+    kind = int if re.fullmatch("[0-9]+", text) else str
+  pattern, expected = WRITTEN[kind]
+  if not re.fullmatch(pattern, text, re.ASCII):
+    raise UserError(
+      f"Cannot read the network {name!r}: its field {field} takes {expected}, not {text!r}."
+    )
+  return kind(text)
