@@ -45,10 +45,10 @@ def default() -> Config:
     {
       "name": "digits",  # or "tfds:<name>", "folder:<path>" (a zip file too), "npz:<file>"
       "data_dir": "",  # where TFDS finds its data, and folders begin; "": TFDS's own, and here
-      "split_seed": 0,
-      "holdout": 0.1,  # clean hold-out, and test where the data set has none: a fraction or a count
-      "test": 0.2,
-      "train": 0.0,  # of what is left: a fraction or a count; 0: all
+      "split_seed": 0,  # draws the parts
+      "holdout": 0.1,  # the clean hold-out: a fraction of the images, or from 1 on a count
+      "test": 0.2,  # the same for the test part, where the data set has none
+      "train": 0.0,  # what of the rest is used, a fraction or a count; 0: all
       "size": 0,  # images of a folder: resized and cropped to squares; 0: all have one size
       "memory_mib": 2048,  # a folder that takes more as pixels stays on disk
       "skip_corrupt": False,  # leave out images that cannot be read, and say so
