@@ -22,11 +22,11 @@ from rkd_jax.training.state import Program
 
 Tree = Any
 Arrays = dict[str, np.ndarray]
-CLASSES, IMAGES, BATCH = 10, 300, 50  # at most; images at once
+CLASSES, IMAGES, BATCH = 10, 200, 50  # at most; images at once
 
 
 def rows(labels: np.ndarray, goals: np.ndarray) -> np.ndarray:
-  """int[n]: which test images are looked at: the first of each class, equally many, n <= 300.
+  """int[n]: which test images are looked at: the first of each class, equally many, n <= 200.
 
   Of more than ten classes ten are taken, the trigger's target (where there is one) among them.
 

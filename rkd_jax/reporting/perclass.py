@@ -33,9 +33,9 @@ def table(
         said = arrays_of(row, arrays)
         if said is not None:
           _add(counts.setdefault(row.label, {}), by_class(arrays["labels"], arrays["goals"], said))
-  if not counts:
-    return None
   found = sorted({k for own in counts.values() for k in own})
+  if not found:  # no predictions, or no trigger that is known
+    return None
   shown = _most_hit(counts, found)
   lines = [
     {"label": row.label, "cells": [_cell(counts[row.label].get(k)) for k in shown]}

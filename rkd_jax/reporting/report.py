@@ -126,15 +126,15 @@ def _inside(
 def _costs(
   phases: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-  remembered = any(cost.peak(phases, where) is not None for where in ("device", "host"))
+  memory = [("device", "Device memory, peak", 1), ("host", "Host memory, peak", 1)]
+  remembered = [column for column in memory if cost.peak(phases, column[0]) is not None]
   columns = [("method", "Method", 0), ("phases", "Phases", 1), ("steps", "Steps", 1)]
   columns += [("time", "Time", 1), ("speed", "Images/s", 1)]
-  memory = [("device", "Device memory, peak", 1), ("host", "Host memory, peak", 1)]
   return {
     "cost": cost.table(phases, costs),
-    "cost_columns": columns + (memory if remembered else []),
+    "cost_columns": columns + remembered,
     "costed": bool(costs),
-    "remembered": remembered,
+    "remembered": bool(remembered),
     "total": cost.duration(cost.seconds(phases)),
   }
 

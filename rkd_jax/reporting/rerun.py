@@ -68,7 +68,7 @@ def limits(cells: Sequence[Cell], described: bool) -> list[dict[str, str]]:
     described: whether the page shows feature variance or maps.
   """
   students = [c for c in select(cells, network="student", metric="asr") if c.teacher == "poisoned"]
-  triggers = sorted({str(c.backdoor) for c in students if c.backdoor})
+  triggers = sorted({str(c.backdoor) for c in students if c.backdoor and c.value is not None})
   tried = f"Only {', '.join(triggers)} was tried" if triggers else "No trigger was tried"
   found = [
     {
@@ -95,7 +95,7 @@ def limits(cells: Sequence[Cell], described: bool) -> list[dict[str, str]]:
 
 def _numbers(students: Sequence[Cell]) -> list[dict[str, str]]:
   """What chance leaves open: of images, and of teachers."""
-  counts = [c.n for c in students if c.n]
+  counts = [c.n for c in students if c.n and c.value is not None]
   if not counts:
     return []
   bound = Proportion(0, min(counts)).ci95

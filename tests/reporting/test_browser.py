@@ -8,7 +8,7 @@ import unicodedata
 
 import browser
 import pytest
-from test_report import full
+from test_report import full, page, student
 
 from rkd_jax.reporting import comparison, report
 
@@ -43,7 +43,8 @@ def tab():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-  """{name: path} of a run with everything, one with long names, one of old files, a comparison."""
+  """{name: path} of a run with everything, of one with long names, of old files, of two settings,
+  and of a comparison."""
   root, made = tmp_path_factory.mktemp("pages"), {}
   for name, evil in (("everything", "agreement"), ("long", LONG)):
     (root / name).mkdir()
@@ -51,12 +52,16 @@ def pages(tmp_path_factory):
     made[name] = root / name / "report.html"
   shutil.copytree(QUICKSTART, root / "quickstart")
   made["quickstart"] = report.write(root / "quickstart")
+  (root / "two").mkdir()
+  cells = student("kd", 0.9) + student("kd", 0.5, backdoor="blended") + student("rkd", 0.0)
+  page(root / "two", cells)
+  made["two"] = root / "two" / "report.html"
   runs = [root / name for name in ("everything", "long", "quickstart")]
   made["comparison"] = comparison.write(runs, root / "comparison.html")
   return made
 
 
-NAMES = ("everything", "long", "quickstart", "comparison")
+NAMES = ("everything", "long", "quickstart", "two", "comparison")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

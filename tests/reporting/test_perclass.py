@@ -63,5 +63,9 @@ def test_of_many_classes_those_with_most_hits():
   assert perclass._most_hit(many, range(30)) == list(range(18, 30))
 
 
-def test_no_predictions_no_table(tmp_path):
+def test_no_predictions_or_no_known_trigger_no_table(tmp_path):
+  assert perclass.table(tmp_path, [0], [row("teacher")], []) is None
+  (tmp_path / "predictions").mkdir()
+  said = {"teacher/poisoned:triggered": SAID}
+  np.savez(tmp_path / "predictions" / "seed0.npz", labels=LABELS, goals=LABELS, **said)
   assert perclass.table(tmp_path, [0], [row("teacher")], []) is None

@@ -198,6 +198,29 @@ def test_nulls_belong_to_every_setting():
   assert [s["backdoor"] for s in two] == ["badnets", "blend"]
 
 
+def test_an_unknown_trigger_leaves_everything_about_it_open(tmp_path):
+  path = tmp_path / "predictions" / "seed0.npz"
+  path.parent.mkdir()
+  labels = np.arange(4)
+  np.savez(path, labels=labels, goals=labels, **{"kd/student/poisoned:triggered": labels})
+  cells = student("kd", None, backdoor="unknown") + student("agreement", None, backdoor="unknown")
+  text = words(page(tmp_path, cells, seeds=[0]))
+  assert "Unknown for kd and agreement." in text and "No trigger was tried" in text
+  assert "Attack success by true class" not in text and "removed the backdoor" not in text
+
+
+def test_the_headline_names_a_cure_with_its_price():
+  cells = [c for name in "abcde" for c in student(name, 0.0, acc=0.5)]
+  found = verdict.headline([*say(student("kd", 0.9), cells).values()])
+  assert [part["word"] for part in found] == ["Removed", "Carried over"]
+  assert found[0]["rest"].replace("\u202f", " ") == (
+    " by a (accuracy 50.0 %), b (accuracy 50.0 %), c (accuracy 50.0 %) and 2 more."
+  )
+  assert verdict.headline([]) == [
+    {"outcome": "unknown", "word": "Unknown", "rest": ".", "minor": False}
+  ]
+
+
 def test_what_needs_an_oracle_stays_out_of_the_comparison(tmp_path):
   cells = student("kd", 0.9) + student("kd", 0.0, oracle=True) + student("kd", 0.7, variant="int8")
   text = words(page(tmp_path, cells))
