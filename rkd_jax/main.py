@@ -96,8 +96,10 @@ def run(config: ConfigDict, name: str, said: str) -> int:
   """JAX is imported here, once the command line is known to be right."""
   from rkd_jax import config as configs
   from rkd_jax import experiment
+  from rkd_jax.training import checkpoint
   from rkd_jax.training.loop import Preempted
 
+  checkpoint.hush_threads()
   configs.normalise(config)
   workdir = _WORKDIR.value or f"runs/{name}-{configs.digest(config)}"
   try:

@@ -48,7 +48,6 @@ def described(runner: Runner, finished: Finished) -> dict[str, Any]:
   phase = finished.phase
   name = f"seed{phase.seed}-{phase.name}-{phase.key[:8]}.jsonl"
   copy = runner.workdir / "metrics" / name
-  copy.parent.mkdir(parents=True, exist_ok=True)
   atomic_write(copy, (finished.directory / "metrics.jsonl").read_bytes())
   teacher = phase if phase.shared else phase.teacher
   return {

@@ -287,5 +287,4 @@ def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
   """An .npz without pickles, whole or not at all, the same bytes for the same arrays."""
   buffer = io.BytesIO()
   np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
-  path.parent.mkdir(parents=True, exist_ok=True)
   atomic_write(path, buffer.getvalue())

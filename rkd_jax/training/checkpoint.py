@@ -6,6 +6,7 @@ import logging
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,9 +20,13 @@ from rkd_jax.errors import UserError
 Tree = Any
 CHECKSUM = "checksum"
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-# Orbax narrates every save, and pours out a full disk's error from each of its threads, before and
-# after it raises it.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+# Orbax narrates every save, and pours out a full disk's error from each of its threads and tasks,
+# before and after it raises it.
+for _name in ("absl", "asyncio"):
+  logging.getLogger(_name).setLevel(logging.CRITICAL)
+# Orbax measures how long it waits by the time of day: a laptop that slept, or a clock that was set
+# while a checkpoint was written, must not look like a save that hangs.
+PATIENCE = ocp.AsyncOptions(timeout_secs=10**9)
 
 
 class Checkpoints:
@@ -33,7 +38,10 @@ class Checkpoints:
 
   def _open(self) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=self._keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+      max_to_keep=self._keep,
+      enable_async_checkpointing=True,
+      cleanup_tmp_directories=True,
+      async_options=PATIENCE,
     )
     with explained(self._directory):
       return ocp.CheckpointManager(self._directory.absolute(), options=options)
@@ -132,7 +140,7 @@ def save_tree(directory: pathlib.Path, tree: Tree) -> None:
   with explained(directory):
     if directory.exists():
       shutil.rmtree(directory)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(async_options=PATIENCE) as checkpointer:
       checkpointer.save(directory, tree)
 
 
@@ -162,6 +170,18 @@ def digest(tree: Tree) -> str:
   return sha.hexdigest()
 
 
+def hush_threads() -> None:
+  """For a process that is a run: TensorStore's threads, which outlive a save that failed, complain
+  of the closed event loop, each with a traceback. What failed is raised where it was asked for."""
+  told = sys.excepthook
+
+  def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if kind is not RuntimeError or str(error) != "Event loop is closed":
+      told(kind, error, trace)
+
+  sys.excepthook = hook
+
+
 FULL = ("no space left", "file too large", "quota", "read-only file", "permission denied")
 FULL += ("resource_exhausted",)  # TensorStore's word; the system's comes after it, and says more
 
@@ -171,6 +191,11 @@ def explained(path: pathlib.Path) -> Iterator[None]:
   """Turns the errors of a full or read-only disk, whoever raises them, into one for people."""
   try:
     yield
+  except TimeoutError as error:
+    raise UserError(
+      f"Writing {path} took too long: the disk hangs, or the clock was set meanwhile. Start the "
+      "same command again: it goes on from the last checkpoint."
+    ) from error
   except Exception as error:
     pieces = re.split(r": |\n", str(error))  # of errors around errors
     found = [piece for word in FULL for piece in pieces if word in piece.lower()]

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rkd_jax.data.augment import Augment
+from rkd_jax.errors import UserError
 from rkd_jax.methods import kd
 from rkd_jax.training import checkpoint, sharding
 from rkd_jax.training.checkpoint import Checkpoints, digest
@@ -257,6 +258,11 @@ def test_a_full_disk_is_explained_and_leaves_nothing_half_written(tmp_path, kind
   assert rest == [
     "delivered False", "restored 1 True", "left ['1', '2']", "delivered True",
   ]  # fmt: skip
+
+
+def test_a_save_that_hangs_is_explained(tmp_path):
+  with pytest.raises(UserError, match="clock was set"), checkpoint.explained(tmp_path):
+    raise TimeoutError("ChainedFuture completed 2/3 futures but timed out")
 
 
 def test_any_flipped_bit_of_any_array_changes_the_checksum():
