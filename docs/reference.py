@@ -24,6 +24,7 @@ from absl import flags
 
 from rkd_jax import commands, config, lookup, main, recipes
 from rkd_jax.data.augment import Augment
+from rkd_jax.networks import NOT_IN_NAMES
 from rkd_jax.reporting.formats import METRICS
 from rkd_jax.training.optimizer import Optimizer
 
@@ -281,6 +282,21 @@ def triggers_page() -> str:
   return "\n".join(lines)
 
 
+def networks_page() -> str:
+  lines = []
+  for name in lookup.names("models"):
+    part = lookup.load("models", name)
+    said = of_class(part)
+    own = [
+      Field(f.name, kind(f.default), f.default, said.get(f.name, ""))
+      for f in dataclasses.fields(part)
+      if f.init and f.name not in NOT_IN_NAMES
+    ]
+    text = f"{module_summary('models', name)}\n\n{first(part.__doc__)}"
+    lines += [f"#### {name} {{ #network-{name} }}", "", escaped(text), "", table(own), ""]
+  return "\n".join(lines)
+
+
 def summary(name: str) -> str:
   """What a method is: the first words of its file, of its recipe, and of its class."""
   part, recipe = method_class(name), recipes.RECIPES.get(name)
@@ -385,6 +401,7 @@ PAGES: dict[str, Callable[[], str]] = {
   "config section": section_page,
   "config methods": methods_page,
   "config triggers": triggers_page,
+  "config networks": networks_page,
   "flags": main_page,
   "commands": commands_page,
   "metrics": metrics_page,

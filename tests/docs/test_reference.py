@@ -96,6 +96,9 @@ def test_pages_name_every_part():
     assert f"{{ #method-{name} }}" in page
   for name in lookup.names("backdoors"):
     assert f"{{ #trigger-{name} }}" in page
+  page = reference.fill("<!-- generated: config networks -->")
+  for name in lookup.names("models"):
+    assert f"{{ #network-{name} }}" in page
 
 
 @pytest.mark.parametrize("name", reference.command_names())
