@@ -64,6 +64,8 @@ def is_hidden(name: bytes) -> bool:
 def shown(path: bytes) -> str:
   """A path for people; what a terminal would act on is written out."""
   text = path.decode(errors="surrogateescape")
+  if text.isprintable():
+    return text
   return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -134,16 +136,16 @@ class Directory:
     name = f"{self.where}/{shown(path)}"
     try:
       with open(os.path.join(self._root, path), "rb", opener=_opener) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
           raise ImageError(name, "it is no regular file any more.")
-        data = file.read(MAX_BYTES + 1)
+        if about.st_size > MAX_BYTES:
+          raise ImageError(name, f"it has more than {MAX_BYTES >> 20} MiB. Resize it.")
+        return file.read(about.st_size)
     except OSError as error:
       raise ImageError(
         name, f"{error.strerror}. Check that it is there and may be read."
       ) from error
-    if len(data) > MAX_BYTES:
-      raise ImageError(name, f"it has more than {MAX_BYTES >> 20} MiB. Resize it.")
-    return data
 
 
 def _opener(path: Any, flags: int) -> int:
@@ -212,5 +214,8 @@ class Column:
     """[N] or [N, width]; its room on disk is free again when it is gone."""
     self._file.flush()
     size = self._file.tell()
-    found = np.memmap(self._file, self._dtype, "r") if size else np.zeros(0, self._dtype)
+    # As a plain array: the subclass makes each access slower.
+    found = (
+      np.asarray(np.memmap(self._file, self._dtype, "r")) if size else np.zeros(0, self._dtype)
+    )
     return found.reshape(-1, self._width) if self._width else found
