@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rkd_jax.errors import UserError
-from rkd_jax.reporting import cost, figures, page, rerun, results, table, verdict
+from rkd_jax.reporting import cost, figures, headline, page, rerun, results, table, verdict
 from rkd_jax.reporting.formats import NOT_MEASURED, percent
 from rkd_jax.reporting.page import mapping, mappings, words
 from rkd_jax.reporting.results import Cell
@@ -34,6 +34,7 @@ def _context(runs: Mapping[str, tuple[dict[str, Any], list[Cell]]]) -> dict[str,
   columns = [c for name, (manifest, cells) in runs.items() for c in _columns(name, manifest, cells)]
   keys = list(dict.fromkeys(key for column in columns for key in column["rows"]))
   labels = [_label(key, keys) for key in keys]
+  differing = differences([mapping(manifest.get("config")) for manifest, _ in runs.values()])
   return {
     "title": f"{len(runs)} runs compared",
     "columns": columns,
@@ -47,9 +48,8 @@ def _context(runs: Mapping[str, tuple[dict[str, Any], list[Cell]]]) -> dict[str,
       if (drawn := figures.plane(_relabelled(column, keys), labels))
     ],
     "legend": labels,
-    "settings": differences(
-      {name: mapping(manifest.get("config")) for name, (manifest, _) in runs.items()}
-    ),
+    "settings": [line for line in differing if line["everywhere"]],
+    "partial": [line for line in differing if not line["everywhere"]],
     "names": list(runs),
     "runs": [_facts(name, manifest) for name, (manifest, _) in runs.items()],
     "contents": [*CONTENTS.items(), ("glossary", "Glossary")],
@@ -57,13 +57,13 @@ def _context(runs: Mapping[str, tuple[dict[str, Any], list[Cell]]]) -> dict[str,
   }
 
 
-def differences(configs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """[{"key", "values": [of each run]}] of the keys in which configs differ."""
-  flat = [rerun.flat(config) for config in configs.values()]
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """[{"key", "values": of each config, "everywhere": whether all have it}] of what differs."""
+  flat = [rerun.flat(config) for config in configs]
   keys = dict.fromkeys(key for one in flat for key in one)
   found = [(key, [one.get(key, NOT_MEASURED) for one in flat]) for key in keys]
   return [
-    {"key": key, "values": [_short(v) for v in values]}
+    {"key": key, "values": [_short(v) for v in values], "everywhere": NOT_MEASURED not in values}
     for key, values in found
     if len(set(values)) > 1
   ]
@@ -83,7 +83,7 @@ def _columns(name: str, manifest: Mapping[str, Any], cells: Sequence[Cell]) -> l
         "name": name if len(settings) == 1 else f"{name}, {title}",
         "title": title,
         "rows": {(row.method, row.cells[0].labels): row for row in rows if row.cells},
-        "headline": verdict.headline(verdicts),
+        "headline": headline.make(verdicts),
         "outcomes": {v.label: v.outcome for v in verdicts},
       }
     )

@@ -15,10 +15,10 @@ from rkd_jax.reporting import (
   figures,
   inside,
   page,
-  perclass,
   pictures,
   rerun,
   results,
+  section,
   table,
   verdict,
 )
@@ -53,8 +53,8 @@ def write(workdir: str | os.PathLike, out: pathlib.Path | None = None) -> pathli
 def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell]) -> Setting:
   config, classes = mapping(run.get("config")), mapping(run.get("data")).get("classes") or []
   phases = mappings(run.get("phases"))
-  sections = [_section(workdir, run, cells, s) for s in table.settings(table.plain(cells))]
-  shown = [cell for section in sections for cell in section["cells"]]
+  sections = [section.make(workdir, run, cells, s) for s in table.settings(table.plain(cells))]
+  shown = [cell for one in sections for cell in one["cells"]]
   context = {
     "title": _title(run, sections),
     "run": run,
@@ -74,36 +74,6 @@ def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell
   }
   context["open_questions"] = rerun.limits(cells, context["inside"] is not None)
   return context | {"contents": _contents(context), "used": _used(cells, context)}
-
-
-def _section(
-  workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell], setting: Setting
-) -> dict[str, Any]:
-  """All that is said of one data set, threat and backdoor."""
-  config, data = mapping(run.get("config")), mapping(run.get("data"))
-  classes = data.get("classes") or []
-  own = table.within(table.plain(cells), setting)
-  methods = page.methods(config)
-  rows, controls = table.rows(own, methods), table.controls(own, methods)
-  found = verdict.verdicts(rows, _target(config, classes))
-  seeds = [s for s in run.get("seeds") or sorted({c.seed for c in own if c.seed is not None})]
-  drawn = figures.plane(rows)
-  return {
-    "title": " · ".join(str(setting[f]) for f in ("dataset", "backdoor") if setting[f]),
-    "threat": _threat(own, setting),
-    "headline": verdict.headline(found),
-    "verdicts": found,
-    "rows": _entries(rows),
-    "table": rows,
-    "controls": _entries(controls),
-    "seeds": table.every_seed(rows),
-    "several": any(len(row.of("acc")) > 1 for row in rows),
-    "rounds": table.rounds(own),
-    "plane": drawn,
-    "legend": figures.legend(rows),
-    "classes": perclass.table(workdir, seeds, rows, classes),
-    "cells": [c for c in own if c.metric in table.COLUMNS and c.network in ("teacher", "student")],
-  }
 
 
 def _inside(
@@ -176,29 +146,3 @@ def _choice(selected: Mapping[str, Any]) -> dict[str, str]:
   tried = ", ".join(f"{value}: {percent(share)}" for value, share in accuracy.items())
   shown = ("method", "seed", "teacher", "strength", "chosen")
   return {key: words(selected.get(key)) for key in shown} | {"accuracy": tried}
-
-
-def _entries(rows: Sequence[table.Row]) -> list[dict[str, Any]]:
-  return [
-    {"label": row.label, "entries": {m: table.entry(row, m) for m in table.COLUMNS}} for row in rows
-  ]
-
-
-def _threat(cells: Sequence[Cell], setting: Mapping[str, Any]) -> str:
-  """Threat model, labels and what ASR leaves out, in words."""
-  threat, share = setting["threat"] or "not stated", setting["contamination"]
-  labels = sorted({c.labels for c in cells if c.labels is not None and c.network == "student"})
-  shares = " or ".join(percent(x) if 0 < x < 1 else {0: "none", 1: "all"}[int(x)] for x in labels)
-  pool = f", {percent(share)} of the unlabelled pool carries the trigger" if share else ""
-  return (
-    f"Threat model: {threat}{pool}. Labelled training images: {shares or 'not stated'}."
-    " Images of the target class are left out of ASR and RA."
-  )
-
-
-def _target(config: Mapping[str, Any], classes: Sequence[str]) -> str:
-  target = config.get("target")
-  if not isinstance(target, int):
-    return "the target class"
-  name = pictures.named(target, classes)
-  return f"class {name}" if name == str(target) else f"class {target} ({name})"

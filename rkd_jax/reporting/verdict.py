@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from rkd_jax.reporting.formats import interval, percent
 from rkd_jax.reporting.table import Row
@@ -11,15 +10,6 @@ from rkd_jax.reporting.table import Row
 REMOVED_ASR, REMOVED_CARRIED = 0.10, 0.05
 _NO_ASR = "No trigger is known, or its success was not measured for every seed."
 NO_TEACHER = "none"  # the control that was trained without one
-WORDS = {  # outcome -> how the headline says it
-  "removed": ("Removed", " by"),
-  "not removed": ("Not removed", " by"),
-  "nothing to remove": ("Nothing to remove", " for"),
-  "unknown": ("Unknown", " for"),
-  "carried over": ("Carried over", " by undefended"),
-  "not carried over": ("Not carried over", " by undefended"),
-}
-NAMED = 4  # methods of one outcome that the headline names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +31,6 @@ def verdicts(table: Sequence[Row], target: str) -> list[Verdict]:
   first = [_undefended_verdict(row, target) for row in undefended]
   defended = [row for row in students if row not in undefended]
   return first + [_defended_verdict(row, _reference(row, undefended), alone) for row in defended]
-
-
-def headline(found: Sequence[Verdict]) -> list[dict[str, Any]]:
-  """The verdicts in a few words, defended first: [{"outcome", "word", "rest", "minor"}]."""
-  parts = []
-  for outcome, (word, link) in WORDS.items():
-    who = [_at(v) for v in found if v.outcome == outcome]
-    minor = bool(parts) and link.endswith("undefended")
-    if who:
-      rest = f"{link} {_listed(who)}."
-      parts.append({"outcome": outcome, "word": word, "rest": rest, "minor": minor})
-  nothing = {"outcome": "unknown", "word": "Unknown", "rest": ".", "minor": False}
-  return parts or [nothing]
 
 
 def undefended(table: Sequence[Row]) -> list[Row]:
@@ -167,15 +144,3 @@ def _cost(row: Row, alone: float | None) -> str:
   if acc is None or alone is None or acc > alone:
     return ""
   return f", no better than without any teacher ({percent(alone)})"
-
-
-def _at(found: Verdict) -> str:
-  """A cure is named with the accuracy left: a student that knows nothing has no backdoor."""
-  cured = found.outcome == "removed" and found.accuracy is not None
-  return f"{found.label} (accuracy {percent(found.accuracy)})" if cured else found.label
-
-
-def _listed(names: Sequence[str]) -> str:
-  if len(names) > NAMED:
-    return f"{', '.join(names[: NAMED - 1])} and {len(names) - NAMED + 1} more"
-  return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

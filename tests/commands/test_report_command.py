@@ -62,6 +62,14 @@ def test_several_runs_on_one_page(tmp_path, capsys):
   settings = text.partition("Settings that differ")[2]
   assert "seed 1 2" in settings and 'methods ["kd"] ["kd", "ofd"]' in settings
   assert "a|b<c>" not in settings  # it is the same in both
+  assert "Keys that only some runs have" not in settings
+
+
+def test_keys_of_one_run_alone_are_folded(tmp_path):
+  one, two = run(tmp_path / "one", same=1), run(tmp_path / "two", same=1, method={"new": {"a": 3}})
+  text = shown(report.write([one, two], None)).partition("Settings that differ")[2]
+  assert text.startswith(" All keys that every run has are the same. Keys that only some runs have (1)")
+  assert "method.new.a – 3" in text
 
 
 def test_shares_of_labels_are_told_apart_over_runs(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from rkd_jax.errors import UserError
 from rkd_jax.evaluation.metrics import Proportion
-from rkd_jax.reporting import files, formats, report, results, table, verdict
+from rkd_jax.reporting import files, formats, headline, report, results, table, verdict
 from rkd_jax.reporting.results import Cell
 from rkd_jax.reporting.writer import MetricsWriter
 
@@ -211,12 +211,12 @@ def test_an_unknown_trigger_leaves_everything_about_it_open(tmp_path):
 
 def test_the_headline_names_a_cure_with_its_price():
   cells = [c for name in "abcde" for c in student(name, 0.0, acc=0.5)]
-  found = verdict.headline([*say(student("kd", 0.9), cells).values()])
+  found = headline.make([*say(student("kd", 0.9), cells).values()])
   assert [part["word"] for part in found] == ["Removed", "Carried over"]
   assert found[0]["rest"].replace("\u202f", " ") == (
     " by a (accuracy 50.0 %), b (accuracy 50.0 %), c (accuracy 50.0 %) and 2 more."
   )
-  assert verdict.headline([]) == [
+  assert headline.make([]) == [
     {"outcome": "unknown", "word": "Unknown", "rest": ".", "minor": False}
   ]
 
