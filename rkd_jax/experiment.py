@@ -96,9 +96,9 @@ def load(config: Config, say: Reporter) -> sources.Dataset:
   """The config's data set; says which images were left out because they cannot be read."""
   data = config.data
   sizes = data.holdout, data.test, data.train
-  options = sources.Options(
-    data.size, data.memory_mib * 2**20, data.skip_corrupt, data.unlabelled
-  )
+  crops = any(config[s].augment.resized_crop for s in ("teacher", "student", "labelled"))
+  memory = 0 if crops else data.memory_mib * 2**20  # crops are made of the images as stored
+  options = sources.Options(data.size, memory, data.skip_corrupt, data.unlabelled)
   dataset = sources.load(data.name, data.data_dir or None, data.split_seed, *sizes, options)
   if dataset.skipped:
     shown = "\n  ".join(dataset.skipped[:SHOWN])

@@ -198,11 +198,35 @@ def test_other_endings_have_their_own_status(command, monkeypatch):
     ending(ZeroDivisionError())
 
 
+@pytest.mark.parametrize(
+  "arguments, said",
+  [
+    ([], (False, False)),
+    (["--quiet"], (True, False)),
+    (["--verbosity=quiet"], (True, False)),
+    (["--verbosity", "debug"], (False, True)),
+    (["--verbosity=normal"], (False, False)),
+  ],
+)
+def test_how_much_is_said(command, monkeypatch, arguments, said):
+  seen = []
+  monkeypatch.setattr(experiment, "run", lambda *given: seen.append(given[3:]))
+  assert command(*arguments)[0] == 0 and seen == [said]
+
+
+def test_a_verbosity_that_is_none(command):
+  refused(command("--verbosity=loud"), "'loud'", "quiet, normal, debug")
+
+
+def test_debug_shows_where_it_went_wrong(command):
+  status, text = command("--verbosity=debug", "--config.labels=-1")
+  assert status == 2 and "Traceback" in text
+  assert text.splitlines()[-1].startswith("error: config.labels is -1")
+
+
 def test_the_default_workdir_is_named_after_the_config(command, monkeypatch):
   seen = []
-  monkeypatch.setattr(
-    experiment, "run", lambda config, path, name, *_: seen.append((path, name))
-  )
+  monkeypatch.setattr(experiment, "run", lambda config, path, name, *_: seen.append((path, name)))
   for arguments in ([], ["--config.labels=0.1"], ["--config.methods=none,kd,agreement"]):
     assert command(*arguments, workdir=None)[0] == 0
   (a, name), (b, _), (c, _) = seen

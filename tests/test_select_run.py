@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from rkd_jax import experiment, selection
+from rkd_jax import evidence, experiment, selection
 from rkd_jax.data import sources
 from rkd_jax.errors import UserError
 from rkd_jax.evaluation.predictions import Questions
@@ -86,6 +86,7 @@ def test_what_is_chosen_follows_from_what_lies_on_disk(whole):
     "chosen": selection.largest(found), "holdout": HOLDOUT,
     "accuracy": {f"{value:g}": right.mean() for value, right in found.items()},
   }  # fmt: skip
+  assert not evidence.check(whole[0]).differences
   assert len({right.tobytes() for right in found.values()}) > 1  # strengths are different students
 
 
