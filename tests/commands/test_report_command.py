@@ -68,7 +68,9 @@ def test_several_runs_on_one_page(tmp_path, capsys):
 def test_keys_of_one_run_alone_are_folded(tmp_path):
   one, two = run(tmp_path / "one", same=1), run(tmp_path / "two", same=1, method={"new": {"a": 3}})
   text = shown(report.write([one, two], None)).partition("Settings that differ")[2]
-  assert text.startswith(" All keys that every run has are the same. Keys that only some runs have (1)")
+  assert text.startswith(
+    " All keys that every run has are the same. Keys that only some runs have (1)"
+  )
   assert "method.new.a – 3" in text
 
 
