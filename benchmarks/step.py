@@ -17,6 +17,7 @@ from typing import Any
 
 import jax_cells
 import measure
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -117,7 +118,14 @@ def torch_cells(teacher: str, student: str, rows: Rows, options: argparse.Namesp
     if pupil is None or (teacher and mentor is None):
       return {}
     found[name] = torch_nets.Cell(
-      mentor, pupil, rows.image, rows.label, options.batch, jax_cells.CROP, options.dtype, last
+      mentor,
+      pupil,
+      np.asarray(rows.image),
+      rows.label,
+      options.batch,
+      jax_cells.CROP,
+      options.dtype,
+      last,
     )
   return found
 

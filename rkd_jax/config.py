@@ -138,8 +138,8 @@ def check_given(config: Config) -> None:
   given, unknown = config.teacher.checkpoint, config.backdoor == "unknown"
   if unknown and not given:
     raise UserError(
-      "config.backdoor is 'unknown', but the teacher is trained here, so its trigger is known. Name "
-      "a teacher that was made elsewhere, as --config.teacher.checkpoint=DIR, or a backdoor."
+      "config.backdoor is 'unknown', but the teacher is trained here, so its trigger is known. "
+      "Name a teacher that was made elsewhere, as --config.teacher.checkpoint=DIR, or a backdoor."
     )
   if unknown and config.contamination:
     raise UserError(
@@ -147,8 +147,8 @@ def check_given(config: Config) -> None:
     )
   if given and delivers_trigger(config.backdoor):
     raise UserError(
-      f"The trigger of {config.backdoor!r} is trained together with its teacher, but the teacher is "
-      "given. Choose 'unknown', or a trigger that is not trained."
+      f"The trigger of {config.backdoor!r} is trained together with its teacher, but the teacher "
+      "is given. Choose 'unknown', or a trigger that is not trained."
     )
   if config.teacher.sha256 and not given:
     raise UserError("config.teacher.sha256 is set, but no config.teacher.checkpoint.")

@@ -19,7 +19,8 @@ from rkd_jax.networks import Networks
 from rkd_jax.phases import Config, Delivery, Phase, source_of
 
 Spec = dict[str, Any]  # {"name": ..., field: value, "base": Spec}
-ELSEWHERE = ("network", "poison", "plan", "checkpoint", "sha256")  # a section's keys that stand elsewhere in the settings
+# a section's keys that stand elsewhere in the settings
+ELSEWHERE = ("network", "poison", "plan", "checkpoint", "sha256")
 ATTACKERS = 5  # networks of the attacker's own that say whom to trigger ("boundary")
 
 

@@ -124,7 +124,7 @@ def spoil(final: pathlib.Path) -> None:
 
 def test_another_architecture_is_named(folder, tmp_path):
   changes = {"teacher.checkpoint": str(folder), "teacher.network": "wideresnet-16-1"}
-  with pytest.raises(UserError, match="Say --config.teacher.network=wideresnet"):
+  with pytest.raises(UserError, match=r"Say --config\.teacher\.network=wideresnet"):
     run(tmp_path, **changes)
 
 

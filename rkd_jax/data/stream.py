@@ -202,8 +202,8 @@ class _Reads:
   def __len__(self) -> int:
     return self._count
 
-  def __getitem__(self, number: int) -> Any:
-    return self._read(number)
+  def __getitem__(self, index: int) -> Any:
+    return self._read(index)
 
 
 def ahead(read: Callable[[int], Any], start: int, count: int = 2**31 - 1) -> Any:

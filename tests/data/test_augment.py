@@ -95,7 +95,12 @@ def test_mixup_follows_the_beta_distribution(alpha):
 
 @pytest.mark.parametrize(
   "augment",
-  [Augment(flip=True), Augment(crop=3), Augment(cutout=3), Augment(True, 2, "reflect", 3)],
+  [
+    Augment(flip=True),
+    Augment(crop=3),
+    Augment(cutout=3),
+    Augment(flip=True, crop=2, pad="reflect", cutout=3),
+  ],
 )
 def test_same_draws_whatever_the_batch(batch, augment):
   def images(rows):
