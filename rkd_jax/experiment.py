@@ -8,7 +8,7 @@ from rkd_jax import config as configs
 from rkd_jax import manifest, workdir
 from rkd_jax.data import sources
 from rkd_jax.evaluation import recount
-from rkd_jax.phases import Config, Phase
+from rkd_jax.phases import Config, Delivery, Phase
 from rkd_jax.reporting import report, results, summary
 from rkd_jax.reporting.files import sha256
 from rkd_jax.reporting.plan import Work
@@ -81,9 +81,9 @@ def expected(runner: Runner, stories: Iterable[Story]) -> list[Work]:
   found: dict[str, Phase] = {}
 
   def add(phase: Phase) -> None:
-    for needed in (delivery.phase for _, delivery in phase.given):
-      if isinstance(needed, Phase):
-        add(needed)
+    for _, delivery in phase.given:
+      if isinstance(delivery, Delivery):
+        add(delivery.phase)
     found.setdefault(phase.key, phase)
 
   for story in stories:

@@ -33,10 +33,9 @@ class Given:
   sha256: str
   role: str
 
-  @property
-  def key(self) -> str:
+  def describe(self) -> list[str]:
     """What stands for it in the key of a phase: its arrays, wherever they lie."""
-    return self.sha256[:16]
+    return [self.sha256[:16], self.role]
 
   def variables(self) -> Any:
     """Its variables as host arrays. Raises a `UserError` where they are not those of `sha256`."""

@@ -24,10 +24,14 @@ Config = Any  # a locked ml_collections.ConfigDict, whose own type says too litt
 
 @dataclasses.dataclass(frozen=True)
 class Delivery:
-  """What a phase, or someone from elsewhere, delivers under a name."""
+  """What a phase delivers under a name."""
 
-  phase: "Phase | Given"
+  phase: "Phase"
   name: str
+
+  def describe(self) -> list[str]:
+    """What stands for it in the key of a phase."""
+    return [self.phase.key, self.name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Phase:
   name: says what it is ("teacher", "student"); its random numbers are drawn from (seed, name).
   method: how it trains.
   part: the data it sees, one of `data.parts.PARTS`.
-  given: ((role, Delivery), ...): where roles get their values.
+  given: ((role, Delivery or Given), ...): where roles get their values.
   seed: of the run.
   settings: JSON of all else that its result depends on: how it trains, networks, data, poison.
   shared: whether other runs may want it too (teachers).
@@ -45,7 +49,7 @@ class Phase:
   name: str
   method: Method
   part: str
-  given: tuple[tuple[str, Delivery], ...]
+  given: "tuple[tuple[str, Delivery | Given], ...]"
   seed: int
   settings: str
   shared: bool = False
@@ -59,10 +63,10 @@ class Phase:
 
   @property
   def teacher(self) -> "Phase | Given | None":
-    """The phase whose network teaches here, or is trained on here, if any."""
+    """The phase whose network teaches here, or is trained on here, or who gave it, if any."""
     given = dict(self.given)
     found = given.get("teacher") or given.get("student")
-    return found.phase if found else None
+    return found.phase if isinstance(found, Delivery) else found
 
   @functools.cached_property
   def key(self) -> str:
@@ -78,7 +82,7 @@ class Phase:
       "name": self.name,
       "method": describe_method(self.method),
       "part": self.part,
-      "given": {role: [ref.phase.key, ref.name] for role, ref in self.given},
+      "given": {role: ref.describe() for role, ref in self.given},
       "seed": self.seed,
       "settings": json.loads(self.settings),
     }
@@ -113,5 +117,5 @@ def common_code() -> str:
   files += [root / "backdoors" / f for f in ("base.py", "learned.py", "plans.py", "poison.py")]
   files += [root / f for f in ("networks.py", "evaluation/predictions.py")]
   files += [root / "models" / f for f in ("connector.py", "layers.py", "network.py", "norm.py")]
-  text = "".join(file.read_text() for file in sorted(files))
+  text = "".join(file.read_text(encoding="utf-8") for file in sorted(files))
   return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -151,7 +151,7 @@ class Runner:
     if phase.key not in self._done:
       self.stop.check("between two phases")
       for _, delivery in phase.given:
-        if isinstance(delivery.phase, Phase):
+        if isinstance(delivery, Delivery):
           self.finish(delivery.phase)
       setup = Setup(self.config, self.dataset, phase.seed)
       if setup.poison(phase.part):  # what is in its data must be there first
@@ -172,9 +172,9 @@ class Runner:
       return self.teachers / phase.key
     return self.workdir / "phases" / f"seed{phase.seed}" / f"{phase.name}-{phase.key[:8]}"
 
-  def deliver(self, delivery: Delivery) -> Tree:
-    if isinstance(delivery.phase, Given):
-      return delivery.phase.variables()
+  def deliver(self, delivery: Delivery | Given) -> Tree:
+    if isinstance(delivery, Given):
+      return delivery.variables()
     return self.finish(delivery.phase).deliver(delivery.name)
 
   def steps(self, phase: Phase) -> int:

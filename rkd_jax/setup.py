@@ -48,7 +48,7 @@ class Setup:
     method: Method,
     part: str,
     section: str,
-    deliveries: Mapping[str, Delivery] | None = None,
+    deliveries: Mapping[str, Delivery | Given] | None = None,
     *,
     shared: bool = False,
     train: Mapping[str, Any] | None = None,
@@ -146,8 +146,7 @@ class Setup:
     """The backdoored teacher, or the one that was given."""
     own = {"student": self.config.teacher.network}
     if self.given:
-      made = {"student": Delivery(self.given, "student")}
-      method = make_method({"name": "given"})
+      made, method = {"student": self.given}, make_method({"name": "given"})
       one = dataclasses.replace(self, seed=0)  # the same network, whatever the seed
       phase = one.phase("teacher", method, "nothing", "teacher", made, shared=True, networks=own)
       return phase["student"]

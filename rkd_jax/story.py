@@ -78,8 +78,7 @@ class Story:
       for spec in self.specs.values():
         for candidate in selection.candidates(spec):
           yield from recipes.phases(setup, candidate).values()
-      if isinstance(setup.teacher.phase, Phase):
-        yield setup.teacher.phase
+      yield setup.teacher.phase
     yield from self.controls().values()
 
   def chosen(self, setup: Setup, label: str, spec: recipes.Spec) -> dict[str, Finished]:

@@ -17,4 +17,4 @@ class Backdoor(base.Backdoor):
     return labels
 
   def victims(self, labels):
-    return labels != labels  # noqa: PLR0124 (nobody, whether the labels are numpy's or JAX's)
+    return labels != labels

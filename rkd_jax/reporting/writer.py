@@ -89,7 +89,7 @@ class _Events:
     self._directory, self._event, self._scalar = directory, protos.Event, summary.scalar
     with _explained(directory):
       directory.mkdir(parents=True, exist_ok=True)
-      # the file's name is the time of day: two of one second, or of a clock set back, are told apart
+      # the file's name is the time of day; two of one second, or of a clock set back, differ too
       name, suffix = os.fspath(directory / "events"), f".{restored_step}.{os.getpid()}"
       self._file = event_file_writer.EventsWriter(name, suffix)
       if restored_step:  # TensorBoard drops what an earlier file holds of this step and later

@@ -29,8 +29,8 @@ class Preempted(Exception):  # noqa: N818 (not a mistake of anybody's)
 
 
 class StopSignal:
-  """Whether SIGTERM, SIGINT or SIGHUP (the terminal is gone) has come. A second SIGINT interrupts at
-  once."""
+  """Whether SIGTERM, SIGINT or SIGHUP (the terminal is gone) has come; a second SIGINT interrupts
+  at once."""
 
   def __init__(self) -> None:
     self.name = ""
