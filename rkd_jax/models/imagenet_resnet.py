@@ -14,17 +14,10 @@ from flax.typing import Dtype
 
 from rkd_jax.errors import UserError
 from rkd_jax.models import layers
+from rkd_jax.models.layers import BLOCKS, BOTTLENECKS
 from rkd_jax.models.network import Edit, Outputs
 
 STAGES: tuple[str, ...] = ("stage1", "stage2", "stage3", "stage4")
-BLOCKS = {
-  18: (2, 2, 2, 2),
-  34: (3, 4, 6, 3),
-  50: (3, 4, 6, 3),
-  101: (3, 4, 23, 3),
-  152: (3, 8, 36, 3),
-}
-BOTTLENECKS = (50, 101, 152)  # the others have blocks of two 3x3 convolutions
 STEMS = ("imagenet", "cifar")
 
 
@@ -120,14 +113,10 @@ class Block(nn.Module):
     """x [B, H, W, C] -> the sum [B, H/stride, W/stride, channels]."""
     normed = functools.partial(layers.normed, dtype=self.dtype, bn_group=self.bn_group)
     y = x
-    for i, window in enumerate(self._convs(), start=1):
+    for i, window in enumerate(
+      layers.block_convs(self.channels, self.middle, self.stride), start=1
+    ):
       y = normed(y if i == 1 else nn.relu(y), train, f"conv{i}", *window)
     if self.stride != 1 or x.shape[-1] != self.channels:
       x = normed(x, train, "shortcut", self.channels, 1, self.stride)
     return x + y
-
-  def _convs(self) -> tuple[tuple[int, int, int], ...]:
-    """(channels, size, stride) of each."""
-    if self.middle:
-      return (self.middle, 1, 1), (self.middle, 3, self.stride), (self.channels, 1, 1)
-    return (self.channels, 3, self.stride), (self.channels, 3, 1)

@@ -12,6 +12,25 @@ from rkd_jax.errors import UserError, nearest
 from rkd_jax.models.network import Edit
 from rkd_jax.models.norm import BatchNorm
 
+BLOCKS = {  # of the four stages of residual networks (He et al., 2016, table 1), by depth
+  18: (2, 2, 2, 2),
+  34: (3, 4, 6, 3),
+  50: (3, 4, 6, 3),
+  101: (3, 4, 23, 3),
+  152: (3, 8, 36, 3),
+}
+BOTTLENECKS = (50, 101, 152)  # the others have blocks of two 3x3 convolutions
+
+
+def block_convs(channels: int, middle: int, stride: int) -> tuple[tuple[int, int, int], ...]:
+  """(channels, size, stride) of a block's convolutions.
+
+  A 3x3 of `middle` channels between two 1x1, which strides itself ("v1.5"); 0: two 3x3.
+  """
+  if middle:
+    return (middle, 1, 1), (middle, 3, stride), (channels, 1, 1)
+  return (channels, 3, stride), (channels, 3, 1)
+
 
 def conv(channels: int, size: int, stride: int = 1, **kwargs: Any) -> nn.Conv:
   """A square convolution without bias, padded by half its size on either side.

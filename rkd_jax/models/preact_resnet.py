@@ -12,9 +12,11 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from rkd_jax.models import layers
-from rkd_jax.models.imagenet_resnet import BLOCKS, BOTTLENECKS, STAGES
+from rkd_jax.models.layers import BLOCKS, BOTTLENECKS
 from rkd_jax.models.network import Edit, Outputs
 from rkd_jax.models.norm import BatchNorm
+
+STAGES: tuple[str, ...] = ("stage1", "stage2", "stage3", "stage4")
 
 
 class Model(nn.Module):
@@ -93,7 +95,9 @@ class Block(nn.Module):
     """x [B, H, W, C] -> (sum [B, H/stride, W/stride, channels], output of norm1 [B, H, W, C])."""
     conv = functools.partial(layers.conv, dtype=self.dtype)
     normed, y, active = [], x, []
-    for i, window in enumerate(self._convs(), start=1):
+    for i, window in enumerate(
+      layers.block_convs(self.channels, self.middle, self.stride), start=1
+    ):
       norm = BatchNorm(self.bn_group, dtype=self.dtype, name=f"norm{i}")
       normed.append(norm(y, train))
       active.append(nn.relu(normed[-1]))
@@ -101,9 +105,3 @@ class Block(nn.Module):
     if self.stride != 1 or x.shape[-1] != self.channels:
       x = conv(self.channels, 1, self.stride, name="shortcut")(active[0])
     return x + y, normed[0]
-
-  def _convs(self) -> tuple[tuple[int, int, int], ...]:
-    """(channels, size, stride) of each."""
-    if self.middle:
-      return (self.middle, 1, 1), (self.middle, 3, self.stride), (self.channels, 1, 1)
-    return (self.channels, 3, self.stride), (self.channels, 3, 1)

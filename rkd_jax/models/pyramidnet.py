@@ -79,7 +79,8 @@ class Model(nn.Module):
     x = norm(name="stem_norm")(x, train)
     for stage, widths in zip(STAGES, self.widths, strict=True):
       for i, width in enumerate(widths):
-        shape = (width, 2 if i == 0 and stage != STAGES[0] else 1, LAYERS[self.block])
+        stride = 2 if i == 0 and stage != STAGES[0] else 1
+        shape = (width, 0, stride) if self.block == "basic" else (4 * width, width, stride)
         x, first = Block(*shape, self.dtype, self.bn_group, name=f"{stage}_block{i}")(x, train)
         if i == 0:
           normed.append(first)
@@ -97,9 +98,9 @@ class Block(nn.Module):
   that are new.
   """
 
-  width: int
+  channels: int
+  middle: int
   stride: int
-  convs: int
   dtype: Dtype = jnp.float32
   bn_group: int | None = None
 
@@ -108,20 +109,16 @@ class Block(nn.Module):
     """x [B, H, W, C] -> (sum [B, H/stride, W/stride, D], output of norm1 [B, H, W, C])."""
     norm = functools.partial(BatchNorm, self.bn_group, dtype=self.dtype)
     y = first = norm(name="norm1")(x, train)
-    for i, window in enumerate(self._convs(), start=1):
+    convs = layers.block_convs(self.channels, self.middle, self.stride)
+    for i, window in enumerate(convs, start=1):
       y = layers.conv(*window, dtype=self.dtype, name=f"conv{i}")(y if i == 1 else nn.relu(y))
       y = norm(name=f"norm{i + 1}")(y, train)
     x = _halved(x) if self.stride == 2 else x
     return layers.pad_channels(x, 0, y.shape[-1] - x.shape[-1]) + y, first
 
-  def _convs(self) -> tuple[tuple[int, int, int], ...]:
-    """(channels, size, stride) of each."""
-    if self.convs == 2:
-      return (self.width, 3, self.stride), (self.width, 3, 1)
-    return (self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1)
-
 
 def _halved(x: jax.Array) -> jax.Array:
   """Means of 2x2 pixels; at the end of an odd side of those that are there."""
   odd: Any = tuple((0, side % 2) for side in x.shape[1:3])
-  return nn.avg_pool(x, (2, 2), (2, 2), odd, count_include_pad=False)
+  halved = nn.avg_pool(x, (2, 2), (2, 2), odd, count_include_pad=False)
+  return halved.astype(x.dtype)  # the counts are of another type
