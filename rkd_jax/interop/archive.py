@@ -33,7 +33,7 @@ class Entry:
   size: unpacked, in bytes.
   crc: of the unpacked bytes; 0: none was noted.
   method: 0 stored, 8 deflated.
-  begin: where its header begins.
+  begin, end: where its header begins, and its bytes end.
   """
 
   name: str
@@ -42,6 +42,7 @@ class Entry:
   crc: int
   method: int
   begin: int
+  end: int
 
 
 class Archive:
@@ -61,7 +62,7 @@ class Archive:
       entry, at = self._entry(at)
       if entry.name in self.entries:
         raise RefusedError(
-          f"the entry {shown(entry.name)!r} stands there twice: it was tampered with"
+          f"the entry '{shown(entry.name)}' stands there twice: it was tampered with"
         )
       self.entries[entry.name] = entry
     if at != self._end:
@@ -118,10 +119,10 @@ class Archive:
     size, packed, begin, disk = _wide(extra, (size, packed, begin, disk))
     name = _name(raw)
     if flags & _ENCRYPTED:
-      raise RefusedError(f"the entry {shown(name)!r} is encrypted", "Make it without a password")
+      raise RefusedError(f"the entry '{shown(name)}' is encrypted", "Make it without a password")
     if method not in (0, 8):
       raise RefusedError(
-        f"the entry {shown(name)!r} is packed by method {method}; only 0 and 8 (deflate) are read",
+        f"the entry '{shown(name)}' is packed by method {method}; only 0 and 8 (deflate) are read",
         "Save it again as its program does",
       )
     if disk:
@@ -129,37 +130,38 @@ class Archive:
         "it is one part of a zip file in several", "Join the parts: zip -FF, or unpack"
       )
     if (method == 0 and packed != size) or size > budget.DEFLATE * (packed + 1):
-      raise _lies(f"the entry {shown(name)!r} cannot unpack to {size:,} bytes")
+      raise _lies(f"the entry '{shown(name)}' cannot unpack to {size:,} bytes")
     data = self._data(begin, raw, (method, crc, packed, size))
-    return Entry(name, self._view[data : data + packed], size, crc, method, begin), after
+    end = data + packed
+    return Entry(name, self._view[data:end], size, crc, method, begin, end), after
 
   def _data(self, begin: int, raw: bytes, said: tuple[int, ...]) -> int:
     """Where an entry's bytes begin: after its header, which must say the same."""
     method, crc, packed, size = said
     if begin + _LOCAL.size > self._end or self._view[begin : begin + 4] != b"PK\3\4":
-      raise _lies(f"the entry {shown(raw.decode('latin1'))!r} is not where it says")
+      raise _lies(f"the entry '{shown(raw.decode('latin1'))}' is not where it says")
     _, _, own, kind, _, _, own_crc, own_packed, own_size, names, extras = _LOCAL.unpack_from(
       self._view, begin
     )
     at = begin + _LOCAL.size
     data = at + names + extras
     if data + packed > self._end:
-      raise _lies(f"the entry {shown(raw.decode('latin1'))!r} goes on beyond the directory")
+      raise _lies(f"the entry '{shown(raw.decode('latin1'))}' goes on beyond the directory")
     extra = bytes(self._view[at + names : data])
     own_size, own_packed, _, _ = _wide(extra, (own_size, own_packed, 0, 0))
     here, there = (own_crc, own_packed, own_size), (crc, packed, size)
     later = own & _LATER and all(a in (0, b) for a, b in zip(here, there, strict=True))
     same = here == there or later
     if bytes(self._view[at : at + names]) != raw or kind != method or own & _ENCRYPTED or not same:
-      raise _lies(f"the directory and the header of {shown(raw.decode('latin1'))!r} differ")
+      raise _lies(f"the directory and the header of '{shown(raw.decode('latin1'))}' differ")
     return data
 
   def _check_overlaps(self) -> None:
     end = 0
     for entry in sorted(self.entries.values(), key=lambda entry: entry.begin):
       if entry.begin < end:
-        raise _lies(f"the entry {shown(entry.name)!r} overlaps another")
-      end = entry.begin + _LOCAL.size + len(entry.name.encode()) + len(entry.packed)
+        raise _lies(f"the entry '{shown(entry.name)}' overlaps another")
+      end = entry.end
 
   def read(self, entry: Entry) -> memoryview:
     """An entry's bytes, checked: mapped where they are stored, unpacked otherwise."""
@@ -174,7 +176,7 @@ class Archive:
       data = memoryview(_inflated(entry))
     if entry.crc and zlib.crc32(data) != entry.crc:
       raise RefusedError(
-        f"the entry {shown(entry.name)!r} is damaged: its checksum is another", AGAIN
+        f"the entry '{shown(entry.name)}' is damaged: its checksum is another", AGAIN
       )
     return data.toreadonly()
 
@@ -199,7 +201,7 @@ def _inflated(entry: Entry) -> bytearray:
     if not unpacker.eof or tail or at != entry.size:
       raise zlib.error
   except zlib.error:
-    raise RefusedError(f"the entry {shown(entry.name)!r} does not unpack to what it says") from None
+    raise RefusedError(f"the entry '{shown(entry.name)}' does not unpack to what it says") from None
   return found
 
 
@@ -214,9 +216,9 @@ def _name(raw: bytes) -> str:
     raise _lies("an entry whose name is no UTF-8") from None
   parts = name.split("/")
   if not name or "\\" in name or re.search(r"[\x00-\x1f\x7f:]", name) or {"..", "."} & set(parts):
-    raise _lies(f"the entry {shown(name)!r} has a name that could lead out of the archive")
+    raise _lies(f"the entry '{shown(name)}' has a name that could lead out of the archive")
   if name.startswith("/") or len(name) > budget.NAME:
-    raise _lies(f"the entry {shown(name)!r} has a name that could lead out of the archive")
+    raise _lies(f"the entry '{shown(name)}' has a name that could lead out of the archive")
   return name
 
 

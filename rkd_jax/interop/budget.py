@@ -5,7 +5,7 @@ from rkd_jax.interop.refusals import RESAVE, RefusedError
 MIB = 2**20
 # Beside tensors: what a pickle builds, names, metadata. A training checkpoint of a large vision
 # transformer with its optimiser needs 20 MiB of it.
-OBJECTS = 128 * MIB
+OBJECTS = 64 * MIB
 PICKLE = 64 * MIB  # length of one pickle, without the storages
 HEADER = 8 * MIB  # of safetensors, or a JSON index: 80,000 tensors; JSON costs 20 times as much
 ENTRIES = 100_000  # of a zip file

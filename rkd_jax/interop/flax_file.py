@@ -139,7 +139,7 @@ def _array(parts: list[Any]) -> np.ndarray:
     raise RefusedError("an array without a shape: it is damaged")
   if type(name) is not str or name not in NAMED or not isinstance(data, memoryview):
     raise RefusedError(
-      f"an array of type {shown(name)!r}, which is not known", "Save it as float32"
+      f"an array of type '{shown(name)}', which is not known", "Save it as float32"
     )
   dtype = NAMED[name]
   size, extent = math.prod(shape) * dtype.itemsize, math.prod(n for n in shape if n)

@@ -222,7 +222,7 @@ class Machine:
 
   def _named(self, name: str) -> Any:
     if not _NAME.fullmatch(name):
-      raise self._damaged(f"a global named {shown(name)!r}")
+      raise self._damaged(f"a global named '{shown(name)}'")
     self.globals.add(name)
     if name in meanings.TYPES:
       return meanings.TYPES[name]
@@ -260,7 +260,9 @@ class Machine:
     elif isinstance(target, NumpyArray) and target.array is None:
       self._fill(target, state)
     elif type(target) is not Ordered or type(state) is not dict or set(state) - {"_metadata"}:
-      raise self._damaged(f"{name} on a {shown(getattr(target, 'name', type(target).__name__))}")
+      raise self._damaged(
+        f"{name} changes what has no state: {shown(getattr(target, 'name', type(target).__name__))}"
+      )
 
   def _order(self, target: NumpyType, state: Any) -> None:
     """(version, byte order, ...) of numpy.dtype; the rest is of structured types."""

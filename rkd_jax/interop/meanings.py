@@ -173,7 +173,7 @@ def _numpy_type(args: Args, budget: Budget) -> NumpyType:
   code, *_ = args
   _need(type(code) is str and len(args) == 3)
   if not _NUMPY.fullmatch(code):
-    raise RefusedError(f"a NumPy array of type {shown(code)!r}, which is more than numbers", RESAVE)
+    raise RefusedError(f"a NumPy array of type '{shown(code)}', which is more than numbers", RESAVE)
   return NumpyType(code)
 
 
@@ -216,7 +216,7 @@ def check_key(key: Any, known: Any, budget: Budget) -> Any:
   ):  # such can be chosen so that all their hashes are equal
     raise RefusedError(f"a key of {key.bit_length()} bits: it was tampered with")
   if key in known:
-    raise RefusedError(f"the key {shown(key)!r} stands there twice: it was tampered with")
+    raise RefusedError(f"the key '{shown(key)}' stands there twice: it was tampered with")
   budget.spend(64)
   return key
 

@@ -40,7 +40,7 @@ def read_npz(archive: Archive, budget: Budget) -> tuple[dict[str, np.ndarray], d
 
 def read_npy(view: memoryview, name: str) -> np.ndarray:
   """One array, not copied unless it is big-endian. Raises `RefusedError`."""
-  what = f"the array {shown(name)!r}"
+  what = f"the array '{shown(name)}'"
   descr, fortran, shape, at = _header(view, what)
   text = _TEXT.fullmatch(descr)
   if not text and not _NUMBERS.fullmatch(descr):

@@ -167,4 +167,4 @@ def number(name: str, text: str) -> Any:
       return float(text)
   except ValueError:
     pass
-  raise RefusedError(f"{name} with {shown(text)!r}, which is no number: it is damaged")
+  raise RefusedError(f"{name} with '{shown(text)}', which is no number: it is damaged")

@@ -51,7 +51,7 @@ def _check_files(folder: pathlib.Path) -> None:
   """A link in a stranger's folder could make any file of ours a part of it."""
   for file in folder.rglob("*"):
     if file.is_symlink() or not (file.is_file() or file.is_dir()):
-      raise RefusedError(f"{shown(file.name)!r} in it is a link or no regular file", AGAIN)
+      raise RefusedError(f"'{shown(file.name)}' in it is a link or no regular file", AGAIN)
   if (folder / "done.json").stat().st_size > budget.HEADER:
     raise RefusedError(f"its done.json has over {budget.HEADER:,} bytes", AGAIN)
 

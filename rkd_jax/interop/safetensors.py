@@ -40,7 +40,7 @@ def read(view: memoryview) -> Found:
 
 
 def _tensor(name: str, entry: Any, data: memoryview, places: dict) -> np.ndarray:
-  what = f"the tensor {shown(name)!r}"
+  what = f"the tensor '{shown(name)}'"
   try:
     kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     good = set(entry) == {"dtype", "shape", "data_offsets"} and type(kind) is str
@@ -51,7 +51,7 @@ def _tensor(name: str, entry: Any, data: memoryview, places: dict) -> np.ndarray
     raise RefusedError(f"{what} has no proper type, shape or place: it is damaged")
   if kind not in SAFETENSORS:
     raise RefusedError(
-      f"{what} is of type {shown(kind)!r}, which NumPy has not", "Save it as float32"
+      f"{what} is of type '{shown(kind)}', which NumPy has not", "Save it as float32"
     )
   dtype = SAFETENSORS[kind]
   if not begin <= end or end - begin != math.prod(shape) * dtype.itemsize:
@@ -80,7 +80,7 @@ def _check_places(places: dict[str, tuple[int, int]], size: int) -> None:
   last = 0
   for name, (begin, end) in sorted(places.items(), key=lambda item: item[1]):
     if begin != last:
-      raise RefusedError(f"the tensor {shown(name)!r} overlaps another, or a hole is before it")
+      raise RefusedError(f"the tensor '{shown(name)}' overlaps another, or a hole is before it")
     last = end
   if last != size:
     raise RefusedError(f"{size - last:,} bytes follow its last tensor")

@@ -42,7 +42,7 @@ def read(source: Source, part: Callable[[str], Checkpoint]) -> Checkpoint:
   for name in files:
     if not _PART.fullmatch(name) or len(files) > _PARTS:
       raise RefusedError(
-        f"the part {shown(name)!r} is not the name of a file beside the index", AGAIN
+        f"the part '{shown(name)}' is not the name of a file beside the index", AGAIN
       )
   parts = {name: _part(source.path, name, part) for name in files}
   kinds = {found.kind.split()[0] for found in parts.values()}
@@ -64,7 +64,7 @@ def read(source: Source, part: Callable[[str], Checkpoint]) -> Checkpoint:
 def _part(index: str, name: str, part: Callable[[str], Checkpoint]) -> Checkpoint:
   path = pathlib.Path(index).parent / name
   if not path.is_file():
-    raise RefusedError(f"its part {shown(name)!r} is missing", "Download all parts into one folder")
+    raise RefusedError(f"its part '{shown(name)}' is missing", "Download all parts into one folder")
   return part(str(path))
 
 
@@ -74,7 +74,7 @@ def _tensors(places: Mapping[str, str], parts: Mapping[str, Checkpoint]) -> dict
   if odd := there ^ set(places.items()):
     name, file = min(odd)
     raise RefusedError(
-      f"the tensor {shown(name)!r} is in the index or in {shown(file)!r}, not in both"
+      f"the tensor '{shown(name)}' is in the index or in '{shown(file)}', not in both"
     )
   return {name: parts[file].tensors[name] for name, file in places.items()}
 

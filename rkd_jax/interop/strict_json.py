@@ -25,7 +25,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   if len(found) < len(pairs):
     seen: set[str] = set()
     twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-    raise ValueError(f"the key {shown(twice)!r} stands there twice")
+    raise ValueError(f"the key '{shown(twice)}' stands there twice")
   return found
 
 

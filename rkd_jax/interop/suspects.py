@@ -58,7 +58,7 @@ def refusal(name: str, where: str, pickle: memoryview) -> RefusedError:
   said = f"{shown(name, 120)} at opcode {where}"
   for pattern, what, advice in _KINDS:
     if what and re.fullmatch(pattern, name):
-      return RefusedError(f"it holds {what} ({said}), which are not read", advice)
+      return RefusedError(f"it holds {what} ({said}); only plain tensors are read", advice)
   if _RUNS.fullmatch(name):
     return RefusedError(
       f"its pickle asks for {said}, which could run code; no weights need it", HOSTILE

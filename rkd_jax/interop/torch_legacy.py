@@ -49,7 +49,7 @@ class _References:
   def _same(self, storage: Storage) -> Storage:
     known = self.roots.setdefault(storage.key, storage)
     if (known.numel, known.dtype) != (storage.numel, storage.dtype):
-      raise RefusedError(f"the storage {shown(storage.key)!r} has two types or sizes")
+      raise RefusedError(f"the storage '{shown(storage.key)}' has two types or sizes")
     return known
 
 
@@ -112,7 +112,7 @@ def _locate(
     if end > len(view):
       raise RefusedError(f"it is cut off: it has {len(view):,} bytes, and needs {end:,} or more")
     if numel != storages[key].numel:
-      raise RefusedError(f"the storage {shown(key)!r} is of another size than its tensors say")
+      raise RefusedError(f"the storage '{shown(key)}' is of another size than its tensors say")
     found[key] = as_bytes(view[at + 8 : end])
     at = end
   if at != len(view):

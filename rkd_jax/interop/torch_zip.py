@@ -36,7 +36,7 @@ def read(archive: Archive, size: int, opaque: frozenset[str], budget: Budget) ->
     entry = archive.entries.get(f"{root}/data/{key}")
     if entry is None or entry.size != count:
       raise RefusedError(
-        f"the storage {shown(key)!r} should have {count} bytes, the file has "
+        f"the storage '{shown(key)}' should have {count} bytes, the file has "
         f"{entry.size if entry else 'none'}: it is damaged or tampered with"
       )
     return archive.array(entry)
@@ -59,7 +59,7 @@ def _root(archive: Archive) -> str:
     )
   strays = [name for name in archive.entries if not name.startswith(f"{roots[0]}/")]
   if strays:
-    raise RefusedError(f"the entry {shown(strays[0])!r} is none of torch.save's", RESAVE)
+    raise RefusedError(f"the entry '{shown(strays[0])}' is none of torch.save's", RESAVE)
   return roots[0]
 
 
@@ -83,7 +83,7 @@ def storage_of(persistent: tuple) -> Storage:
         "it is a whole model, pickled with its code; only weights are read", RESAVE
       )
     raise RefusedError(
-      f"a reference to {shown(kind)!r}, where a storage belongs: it was tampered with"
+      f"a reference to '{shown(kind)}', where a storage belongs: it was tampered with"
     )
   _, cls, key, location, numel = persistent
   dtype = STORAGE_CLASSES.get(cls.name) if isinstance(cls, Global) else None

@@ -42,7 +42,7 @@ class _Flat:
     name = "/".join(path)
     self._budget.spend(200 + len(name))
     if name in self.tensors or name in self.metadata:
-      raise RefusedError(f"two values are called {shown(name)!r}", RESAVE)
+      raise RefusedError(f"two values are called '{shown(name)}'", RESAVE)
     array = self._numbers(value)
     if array is not None:
       self.tensors[name] = array
@@ -97,7 +97,7 @@ def items(value: Any) -> Any:
 def _key(key: Any) -> str:
   name = str(key)
   if len(name) > limits.NAME:
-    raise RefusedError(f"a key of {len(name)} characters, {shown(name, 40)!r}", RESAVE)
+    raise RefusedError(f"a key of {len(name)} characters, '{shown(name, 40)}'", RESAVE)
   return name
 
 

@@ -59,7 +59,7 @@ class Storages:
       self._raw[storage.key] = storage, dtype, raw
     known, as_dtype, raw = self._raw[storage.key]
     if (storage.numel, storage.dtype, dtype) != (known.numel, known.dtype, as_dtype):
-      raise RefusedError(f"the storage {shown(storage.key)!r} has two types or sizes")
+      raise RefusedError(f"the storage '{shown(storage.key)}' has two types or sizes")
     return raw
 
 
