@@ -77,14 +77,14 @@ def _read(path: str, opaque: frozenset[str], whole: bool = True) -> Checkpoint:
 def _contents(source: Source, opaque: frozenset[str]) -> _Read:
   view, budget = source.view, Budget()
   head = bytes(view[:8])
+  if safetensors.is_safetensors(view):  # first: its length may begin as other files do
+    return "safetensors", *safetensors.read(view), ()
   if head.startswith(b"PK\3\4"):
     return _zip(view, opaque, budget)
   if head.startswith(numpy_files.MAGIC):
     return "npy", {"arr_0": numpy_files.read_npy(view, "arr_0")}, {}, ()
   if head[:1] == b"\x80":
     return _pickle(view, opaque, budget)
-  if safetensors.is_safetensors(view):
-    return "safetensors", *safetensors.read(view), ()
   sniff.refuse_foreign(view)
   if flax_file.is_flax(view):
     return "flax msgpack", *flax_file.read(view, budget), ()

@@ -25,8 +25,8 @@ _BEGINNINGS = (
   (rb"MATLAB 5\.0", "a MATLAB file", "Save the weights with scipy.io and numpy.savez"),
   (rb"PK\x05\x06", "a zip file without entries", AGAIN),
   (rb"PK(\x07\x08|00PK)", "one part of a zip file in several", "Join the parts: zip -FF"),
-  (rb"\x08[\x01-\x20](\x12.{1,64}|\x3a|\x42|\x1a|\x22)", "an ONNX model", _PYTORCH),
   (rb"\x08\x01\x12", "a TensorFlow SavedModel", _EXPORT),
+  (rb"\x08[\x02-\x20][\x12\x1a\x22\x3a\x42]", "an ONNX model", _PYTORCH),
 )
 _FOREIGN = [(re.compile(how, re.DOTALL), *said) for how, *said in _BEGINNINGS]
 _PAGE = re.compile(

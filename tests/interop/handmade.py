@@ -60,11 +60,13 @@ def plain(**changes) -> bytes:
 FOUR = struct.pack("<4f", 1, 2, 3, 4)
 
 
-def torch_zip(pickle: bytes, storages=None, entries=None, method=zipfile.ZIP_STORED) -> bytes:
+def torch_zip(
+  pickle: bytes, storages=None, entries=None, method=zipfile.ZIP_STORED, order="little"
+):
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w", method) as archive:
     archive.writestr("archive/data.pkl", pickle)
-    archive.writestr("archive/byteorder", "little")
+    archive.writestr("archive/byteorder", order)
     for key, data in ({"0": FOUR} if storages is None else storages).items():
       archive.writestr(f"archive/data/{key}", data)
     archive.writestr("archive/version", "3\n")

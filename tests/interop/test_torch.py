@@ -52,9 +52,10 @@ def assert_equal(found: np.ndarray, wanted):
   assert found.tobytes() == bits
 
 
-def assert_read(path, **kwargs):
-  wanted = flat(torch.load(path, weights_only=True, map_location="cpu"))
-  found = read(path, **kwargs)
+def assert_read(path, protocol=2):
+  # weights_only knows no younger protocols; what is read here was written here
+  wanted = flat(torch.load(path, weights_only=protocol == 2, map_location="cpu"))
+  found = read(path)
   assert list(found.tensors) == list(wanted)
   for name, array in found.tensors.items():
     assert_equal(array, wanted[name])
@@ -109,7 +110,7 @@ def values() -> dict:
 
 @pytest.mark.parametrize("kwargs", [*ZIP, *OLD])
 def test_what_checkpoints_hold(tmp_path, kwargs):
-  found = assert_read(save(tmp_path, values(), kwargs))
+  found = assert_read(save(tmp_path, values(), kwargs), kwargs["pickle_protocol"])
   assert found.kind == ("torch legacy" if kwargs in OLD else "torch zip")
   assert np.shares_memory(found.tensors["tied"], found.tensors["ordered/w"])
   assert found.metadata["epoch"] == 3 and found.metadata["accuracy"] == 91.25
@@ -129,7 +130,10 @@ def test_every_type(tmp_path, kwargs, name):
   size = torch.empty(0, dtype=dtype).element_size()
   noise = torch.randint(0, 2 if name == "bool" else 256, (6 * size,), dtype=torch.uint8)
   made = noise.view(dtype).reshape(2, 3)
-  found = assert_read(save(tmp_path, {"w": made, "t": made.t()[1:], "s": made[0, 0]}, kwargs))
+  found = assert_read(
+    save(tmp_path, {"w": made, "t": made.t()[1:], "s": made[0, 0]}, kwargs),
+    kwargs["pickle_protocol"],
+  )
   assert {array.dtype.name for array in found.tensors.values()} == {name}
 
 
@@ -274,7 +278,7 @@ def test_memory_is_that_of_the_tensors(tmp_path, how):
         new.writestr(entry, old.read(entry))
     path.write_bytes(buffer.getvalue())
   script = (
-    "import resource, sys; from rkd_jax.interop import read; from rkd_jax.interop.summary import *\n"
+    "import resource, sys; from rkd_jax.interop import read\n"
     "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
     "before = peak(); found = read(sys.argv[1]); after = peak() - before\n"
     "total = sum(int(array.sum()) for array in found.tensors.values())\n"
