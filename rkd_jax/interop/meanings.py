@@ -26,7 +26,7 @@ OPAQUE = frozenset(
 # Named only as an argument of others.
 MARKERS = frozenset(
   {"numpy.ndarray", "torch.Tensor", "torch.nn.parameter.Buffer"}
-  | {f"builtins.{name}" for name in ("list", "dict", "int", "float", "tuple")}
+  | {f"builtins.{name}" for name in ("list", "dict", "int", "float", "str", "bool", "tuple")}
 )
 TYPES = {
   **{f"torch.{name}": dtype for name, dtype in NAMED.items()},
@@ -179,6 +179,7 @@ def _numpy_type(args: Args, budget: Budget) -> NumpyType:
 
 def _numpy_scalar(args: Args, budget: Budget) -> Any:
   kind, data = args
+  data = memoryview(data.encode()) if type(data) is str else data  # of Python 2
   dtype = kind.dtype if isinstance(kind, NumpyType) else None
   _need(dtype and isinstance(data, memoryview) and len(data) == dtype.itemsize)
   budget.spend(4 * len(data))
@@ -201,6 +202,7 @@ def _numpy_buffer(args: Args, budget: Budget) -> NumpyArray:
 
 def numpy_array(shape: Any, kind: Any, fortran: Any, data: Any) -> np.ndarray:
   """An array over the bytes in the pickle. Raises a `ValueError` where they do not fit."""
+  data = memoryview(data.encode()) if type(data) is str else data  # of Python 2
   _need(isinstance(kind, NumpyType) and isinstance(data, memoryview))
   found = np.frombuffer(data, kind.dtype) if len(data) else np.zeros(0, kind.dtype)
   found.flags.writeable = False

@@ -7,8 +7,9 @@ from typing import Any
 from rkd_jax.interop import budget
 from rkd_jax.interop.refusals import RESAVE, RefusedError, shown
 
-# {code: (name, kind of argument)}. Kinds: "" none; u/i + bytes: whole number; t/b + bytes of its
-# length: text or bytes; n + bytes of its length: whole number; "line", "lines": text up to "\n".
+# {code: (name, kind of argument)}. Kinds: "" none; u/i + bytes: whole number; t/b/p + bytes of
+# its length: text, bytes, either; n + bytes of its length: whole number; "line", "lines": text up
+# to "\n".
 OPCODES = {
   0x80: ("PROTO", "u1"),
   0x95: ("FRAME", "u8"),
@@ -33,8 +34,8 @@ OPCODES = {
   ord("X"): ("BINUNICODE", "t4"),
   0x8C: ("SHORT_BINUNICODE", "t1"),
   0x8D: ("BINUNICODE8", "t8"),
-  ord("U"): ("SHORT_BINSTRING", "t1"),  # Python 2's str: ASCII in every checkpoint
-  ord("T"): ("BINSTRING", "t4"),
+  ord("U"): ("SHORT_BINSTRING", "p1"),  # Python 2's str: text, or the bytes of a number
+  ord("T"): ("BINSTRING", "p4"),
   ord("C"): ("SHORT_BINBYTES", "b1"),
   ord("B"): ("BINBYTES", "b4"),
   0x8E: ("BINBYTES8", "b8"),
@@ -138,7 +139,7 @@ class Opcodes:
     data = self.take(size)
     if kind[0] == "n":
       return int.from_bytes(data, "little", signed=True)
-    return data if kind[0] == "b" else self._text(data)
+    return data if kind[0] == "b" else self._text(data, or_bytes=kind[0] == "p")
 
   def _line(self) -> str:
     ahead = bytes(self._view[self.at : min(self.at + _LINE, self._end)])
@@ -148,10 +149,12 @@ class Opcodes:
     self.at += length + 1
     return self._text(memoryview(ahead)[:length])
 
-  def _text(self, data: memoryview) -> str:
+  def _text(self, data: memoryview, or_bytes: bool = False) -> Any:
     try:
       return str(data, "utf-8")
     except UnicodeDecodeError:
+      if or_bytes:
+        return data
       raise RefusedError(f"text that is no UTF-8 (opcode {self.where}): it is damaged") from None
 
 

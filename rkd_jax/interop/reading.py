@@ -95,7 +95,7 @@ def _contents(source: Source, opaque: frozenset[str]) -> _Read:
 def _zip(view: memoryview, opaque: frozenset[str], budget: Budget) -> _Read:
   archive = Archive(view)
   if torch_zip.is_torch(archive):
-    return "torch zip", *torch_zip.read(archive, len(view), opaque, budget)
+    return "torch zip", *torch_zip.read(archive, opaque, budget)
   if numpy_files.is_npz(archive):
     return "npz", *numpy_files.read_npz(archive, budget), ()
   raise sniff.refuse_zip(list(archive.entries))

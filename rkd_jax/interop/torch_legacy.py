@@ -88,7 +88,7 @@ def read(view: memoryview, opaque: frozenset[str], budget: Budget) -> Found:
     start = window.offset * window.root.dtype.itemsize if window else 0
     return found[window.root.key if window else key][start : start + count]
 
-  tensors, metadata = flatten(value, Storages(load, big, len(view)).array, budget)
+  tensors, metadata = flatten(value, Storages(load, big).array, budget)
   return tensors, metadata, machine.globals
 
 

@@ -23,8 +23,8 @@ def is_torch(archive: Archive) -> bool:
   return any(_SCRIPT.fullmatch(name) or name.endswith("data.pkl") for name in archive.entries)
 
 
-def read(archive: Archive, size: int, opaque: frozenset[str], budget: Budget) -> Found:
-  """What `archive` holds, of a file of `size` bytes. Raises `RefusedError`."""
+def read(archive: Archive, opaque: frozenset[str], budget: Budget) -> Found:
+  """What `archive` holds. Raises `RefusedError`."""
   root = _root(archive)
   big = _order(archive, root)
   machine = Machine(
@@ -41,7 +41,7 @@ def read(archive: Archive, size: int, opaque: frozenset[str], budget: Budget) ->
       )
     return archive.array(entry)
 
-  tensors, metadata = flatten(value, Storages(load, big, size).array, budget)
+  tensors, metadata = flatten(value, Storages(load, big).array, budget)
   return tensors, metadata, machine.globals
 
 

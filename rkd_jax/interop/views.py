@@ -7,7 +7,7 @@ import numpy as np
 
 from rkd_jax.interop import budget
 from rkd_jax.interop.dtypes import native
-from rkd_jax.interop.refusals import RESAVE, RefusedError, shown
+from rkd_jax.interop.refusals import RefusedError, shown
 from rkd_jax.interop.values import Storage, Tensor
 
 
@@ -17,13 +17,12 @@ class Storages:
   Args:
     load: (key, bytes) -> uint8[bytes] of a storage; raises `RefusedError`.
     big: whether numbers are big-endian.
-    size: of the file in bytes.
   """
 
-  def __init__(self, load: Callable[[str, int], np.ndarray], big: bool, size: int):
+  def __init__(self, load: Callable[[str, int], np.ndarray], big: bool):
     self._load, self._big = load, big
     self._raw: dict[str, tuple[Storage, np.dtype, np.ndarray]] = {}
-    self._views = max(budget.VIEWED, budget.VIEWS * size)
+    self._views = budget.VIEWED  # bytes that tensors may yet take once they are copied
 
   def array(self, tensor: Tensor) -> np.ndarray:
     """The tensor's values: a read-only view. Raises `RefusedError` where it leaves its storage."""
@@ -38,8 +37,8 @@ class Storages:
     self._views -= math.prod(tensor.shape) * size
     if self._views < 0:
       raise RefusedError(
-        f"its tensors are views that take over {budget.VIEWS} times the file's size once copied",
-        RESAVE,
+        f"its tensors are views, and over {budget.VIEWS} times larger than what they view",
+        "Save copies of them: tensor.clone()",
       )
     if not need:
       return frozen(np.zeros(tensor.shape, tensor.dtype))
@@ -57,6 +56,7 @@ class Storages:
         )
       raw = native(raw, dtype) if self._big else raw
       self._raw[storage.key] = storage, dtype, raw
+      self._views += budget.VIEWS * len(raw)
     known, as_dtype, raw = self._raw[storage.key]
     if (storage.numel, storage.dtype, dtype) != (known.numel, known.dtype, as_dtype):
       raise RefusedError(f"the storage '{shown(storage.key)}' has two types or sizes")

@@ -110,7 +110,7 @@ def check(path: pathlib.Path, data: bytes) -> None:
 
 
 FUZZ = settings(
-  max_examples=150,
+  max_examples=120,
   deadline=10_000,  # ms
   derandomize=True,
   database=None,
@@ -144,7 +144,7 @@ def test_changed_pickles_in_whole_archives(tmp_path, kind):
   with zipfile.ZipFile(io.BytesIO(original(kind))) as archive:
     entries = {name: archive.read(name) for name in archive.namelist()}
 
-  @settings(FUZZ, max_examples=400)
+  @settings(FUZZ, max_examples=300)
   @given(st.data())
   def run(data):
     pickle = data.draw(changed(entries["archive/data.pkl"]))

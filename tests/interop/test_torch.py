@@ -4,6 +4,7 @@ import argparse
 import collections
 import io
 import pathlib
+import struct
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 from handmade import FOUR, legacy, plain, state, storage, tensor, torch_zip
+from handmade import name as named
 
 from rkd_jax.interop import RefusedError, read
 
@@ -235,6 +237,18 @@ def test_python_2_and_big_endian(tmp_path):
   for data in (legacy(pickle, big, little=False), torch_zip(pickle, big, order="big")):
     path.write_bytes(data)
     assert read(path).tensors["w"].tolist() == [1, 2, 3, 4]
+
+
+def test_numbers_of_python_2(tmp_path):
+  kind = named("numpy", "dtype") + b"(U\x02f8K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xff"
+  kind += b"J\xff\xff\xff\xffK\x00tb"
+  values = [struct.pack("<d", value) for value in (91.5, -1.7)]  # one of them is UTF-8 too
+  scalars = [
+    named("numpy.core.multiarray", "scalar") + kind + b"U\x08" + v + b"\x86R" for v in values
+  ]
+  path = tmp_path / "a.th"
+  path.write_bytes(torch_zip(b"\x80\x02" + state(a=scalars[0], b=scalars[1], w=tensor()) + b"."))
+  assert read(path).metadata == {"a": 91.5, "b": -1.7}
 
 
 def test_a_storage_that_is_part_of_another(tmp_path):
