@@ -13,7 +13,7 @@ import numpy as np
 
 from rkd_jax.interop import budget
 from rkd_jax.interop.refusals import AGAIN, RefusedError, shown
-from rkd_jax.interop.source import as_bytes
+from rkd_jax.interop.source import as_bytes, release
 
 _ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")  # of the directory at the end
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")  # before each entry
@@ -22,7 +22,7 @@ _END64 = struct.Struct("<4sQHHIIQQQQ")
 _LOCATOR = struct.Struct("<4sIQI")
 _FULL = 0xFFFFFFFF  # "see the wide field"
 _ENCRYPTED, _LATER = 0x2041, 0x8  # flags; the latter: sizes stand after the entry
-_CHUNK = 2**16
+_CHUNK, _RELEASE = 2**16, 2**22
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class Archive:
           "If you trust it, save it again uncompressed",
         )
       data = memoryview(_inflated(entry))
-    if entry.crc and zlib.crc32(data) != entry.crc:
+    if entry.crc and _checksum(data) != entry.crc:
       raise RefusedError(
         f"the entry '{shown(entry.name)}' is damaged: its checksum is another", AGAIN
       )
@@ -197,11 +197,22 @@ def _inflated(entry: Entry) -> bytearray:
           raise zlib.error
         found[at : at + len(piece)] = piece
         at, rest = at + len(piece), unpacker.unconsumed_tail
+      if start % _RELEASE == 0:
+        release(entry.packed)
     tail = unpacker.flush()
     if not unpacker.eof or tail or at != entry.size:
       raise zlib.error
   except zlib.error:
     raise RefusedError(f"the entry '{shown(entry.name)}' does not unpack to what it says") from None
+  return found
+
+
+def _checksum(data: memoryview) -> int:
+  """CRC-32, a piece at a time: what is only looked at here need not stay in memory."""
+  found = 0
+  for start in range(0, len(data), _RELEASE):
+    found = zlib.crc32(data[start : start + _RELEASE], found)
+    release(data)
   return found
 
 

@@ -48,6 +48,12 @@ class Source:
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 
 
+def release(view: memoryview) -> None:
+  """Gives back the memory that holds what was read of a mapped file; it can be read again."""
+  if isinstance(view.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+    view.obj.madvise(mmap.MADV_DONTNEED)
+
+
 def as_bytes(view: memoryview) -> np.ndarray:
   """uint8[N], not copied, read-only."""
   found = np.frombuffer(view, np.uint8) if len(view) else np.zeros(0, np.uint8)
