@@ -1,6 +1,8 @@
 """python -m rkd_jax.main --config configs/quickstart.py [--config.key=value ...] [--workdir DIR]"""
 
+import importlib
 import pathlib
+import pkgutil
 import re
 import sys
 import traceback
@@ -9,7 +11,8 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rkd_jax.errors import UserError
+from rkd_jax import commands
+from rkd_jax.errors import UserError, nearest
 from rkd_jax.reporting import terminal
 from rkd_jax.reporting.terminal import VERBOSITY
 
@@ -119,9 +122,15 @@ def failed(error: UserError | str, said: str, cause: BaseException | None = None
 
 
 def cli() -> None:
-  """The console script `rkd`."""
+  """The console script `rkd`: a run, or as `rkd verify DIR` one of the commands."""
+  command, known = "".join(sys.argv[1:2]), [m.name for m in pkgutil.iter_modules(commands.__path__)]
+  if command in known:
+    part = importlib.import_module(f"rkd_jax.commands.{command}")
+    sys.exit(part.main(sys.argv[2:]))
+  if command and not command.startswith("-"):
+    sys.exit(failed(f"No command is called {command!r}. {nearest(command, known)}", "normal"))
   sys.exit(main(sys.argv))
 
 
 if __name__ == "__main__":
-  cli()
+  sys.exit(main(sys.argv))

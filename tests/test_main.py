@@ -242,3 +242,19 @@ def test_overrides_arrive(command, monkeypatch):
   configs.normalise(seen[0])
   assert seen[0].seeds == (3, 4) and seen[0].methods == ("none", "kd")
   assert seen[0].method.kd.alpha == 0.5 and seen[0].is_locked
+
+
+@pytest.mark.parametrize(
+  ("argv", "status", "said"),
+  [
+    (["verify", "nowhere"], 2, "nowhere"),
+    (["inspect", "nowhere"], 1, "nowhere"),
+    (["verfy", "x"], 2, "Did you mean 'verify'?"),
+    (["--confg"], 2, "confg"),
+  ],
+)
+def test_the_script_runs_commands_by_name(monkeypatch, capsys, argv, status, said):
+  monkeypatch.setattr(sys, "argv", ["rkd", *argv])
+  with pytest.raises(SystemExit) as left:
+    main.cli()
+  assert left.value.code == status and said in capsys.readouterr().err
