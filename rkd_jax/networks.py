@@ -67,22 +67,25 @@ def build(config: Config, name: str, dataset: Dataset, normalisation: Any = None
 
   `normalisation`: (mean, std) of its pixels; None: the data's.
   """
-  kind = name.split("-")[0]
-  part = lookup.load("models", kind)
-  known = {f.name: f.default for f in dataclasses.fields(part) if f.init}
-  own = {f: default for f, default in known.items() if f not in NOT_IN_NAMES}
-  fields = _fields(name, own)
-  fields |= {"classes": dataset.classes, "dtype": jnp.dtype(config.dtype).type}
-  fields |= {"bn_group": config.bn_group or None}
-  fields = {field: value for field, value in fields.items() if field in known}
-  module = lookup.build("models", kind, fields)
+  dtype, group = jnp.dtype(config.dtype).type, config.bn_group or None
+  made = module(name, classes=dataset.classes, dtype=dtype, bn_group=group)
   mean, std = normalisation or (dataset.mean, dataset.std)
   if len(mean) != dataset.image_shape[-1]:
     raise UserError(
       f"The teacher was trained on images of {len(mean)} channels; {dataset.name!r} has "
       f"{dataset.image_shape[-1]}."
     )
-  return Network(module, dataset.image_shape, tuple(mean), tuple(std))
+  return Network(made, dataset.image_shape, tuple(mean), tuple(std))
+
+
+def module(name: str, **common: Any) -> Any:
+  """The Flax module of this name, with what names do not say ("classes", ...) if it has such."""
+  kind = name.split("-")[0]
+  part = lookup.load("models", kind)
+  known = {f.name: f.default for f in dataclasses.fields(part) if f.init}
+  own = {f: default for f, default in known.items() if f not in NOT_IN_NAMES}
+  fields = _fields(name, own) | common
+  return lookup.build("models", kind, {f: value for f, value in fields.items() if f in known})
 
 
 def _fields(name: str, own: Mapping[str, Any]) -> dict[str, Any]:

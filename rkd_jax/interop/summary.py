@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from rkd_jax.interop.checkpoint import Checkpoint
+from rkd_jax.interop.converted import describe
 from rkd_jax.interop.dtypes import is_float
-from rkd_jax.interop.recognition import recognise
+from rkd_jax.interop.recognition import recognised
 
 _PIECE = 2**20  # elements that are looked at at once
 
@@ -16,6 +17,7 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
   """What is in it, as JSON has it. Reads every tensor once, a piece at a time."""
   tensors = checkpoint.tensors
   dtypes: dict[str, int] = {}
+  known = recognised(checkpoint)
   for array in tensors.values():
     dtypes[array.dtype.name] = dtypes.get(array.dtype.name, 0) + 1
   return {
@@ -34,7 +36,8 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
     "metadata": {name: _finite(value) for name, value in checkpoint.metadata.items()},
     "globals": list(checkpoint.globals),
     "non_finite": {name: n for name, array in tensors.items() if (n := non_finite(array))},
-    "architecture": recognise({name: array.shape for name, array in tensors.items()}),
+    "architecture": describe(known) if known else None,
+    "recognised": known,
   }
 
 

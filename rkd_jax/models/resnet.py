@@ -26,6 +26,8 @@ class Model(nn.Module):
     classes: K.
     shortcut: where a block changes the shape: "A", every other pixel and zeros for the new channels
       (half on either side), or "B", a 1x1 convolution and a norm.
+    stem: channels of the first convolution; 0: `width` (32 and a width of 64 are RepDistiller's
+      "x4" networks).
     dtype: of the activations; parameters, statistics, embedding and logits are float32.
     bn_group: examples per normalisation group (see `norm.BatchNorm`).
   """
@@ -34,6 +36,7 @@ class Model(nn.Module):
   width: int = 16
   classes: int = 10
   shortcut: str = "A"
+  stem: int = 0
   dtype: Dtype = jnp.float32
   bn_group: int | None = None
 
@@ -63,7 +66,7 @@ class Model(nn.Module):
   def __call__(self, images: jax.Array, train: bool, edit: Edit | None = None) -> Outputs:
     """Normalised images [B, H, W, C], H and W at least 8 -> Outputs (`bn` left empty)."""
     features, pre_relu, last = {}, {}, (self.depth - 2) // 6 - 1
-    x = _conv(self.width, 3, dtype=self.dtype, name="conv")(images)
+    x = _conv(self.stem or self.width, 3, dtype=self.dtype, name="conv")(images)
     x = nn.relu(BatchNorm(self.bn_group, dtype=self.dtype, name="norm")(x, train))
     for stage, factor, stride in zip(STAGES, (1, 2, 4), (1, 2, 2), strict=True):
       for i in range(last + 1):

@@ -1,0 +1,98 @@
+"""A network's tensors as PyTorch has them: names, and axes in another order. Imports JAX."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from rkd_jax.errors import UserError
+from rkd_jax.interop.converted import Difference
+
+Shape = tuple[int, ...]
+TO_OURS = {4: (2, 3, 1, 0), 2: (1, 0)}  # a kernel's axes: OIHW -> HWIO, [out, in] -> [in, out]
+TO_THEIRS = {4: (3, 2, 0, 1), 2: (1, 0)}
+
+
+@functools.lru_cache(maxsize=256)
+def expected(network: str, classes: int, channels: int, side: int) -> dict[str, Shape]:
+  """{"params/stage1_block0/conv1/kernel": its shape} of a network; nothing is computed.
+
+  Raises:
+    UserError: there is no such network.
+  """
+  import jax
+
+  from rkd_jax import networks
+  from rkd_jax.models.network import Network
+
+  shape = (side, side, channels)
+  module = networks.module(network, classes=classes)
+  whole = Network(module, shape, (0.0,) * channels, (1.0,) * channels)
+  tree = jax.eval_shape(whole.init, jax.random.key(0))
+  return {
+    "/".join(path): tuple(leaf.shape) for path, leaf in traverse_util.flatten_dict(tree).items()
+  }
+
+
+def path_of(leaf: str) -> str:
+  """"params/conv/kernel" -> "conv/kernel", the two collections' paths in one."""
+  return leaf.partition("/")[2]
+
+
+def theirs(leaf: str, shape: Shape) -> Shape:
+  """The shape that PyTorch's tensor of our leaf has."""
+  axes = TO_THEIRS.get(len(shape)) if leaf.endswith("/kernel") else None
+  return tuple(shape[axis] for axis in axes) if axes else shape
+
+
+def ours(leaf: str, array: np.ndarray) -> np.ndarray:
+  """PyTorch's tensor as our leaf: float32, its own memory."""
+  axes = TO_OURS.get(array.ndim) if leaf.endswith("/kernel") else None
+  turned = array.transpose(axes) if axes else array
+  return np.array(turned, np.float32, order="C")
+
+
+def compare(
+  network: str,
+  family: str,
+  names: Mapping[str, str],
+  wanted: Mapping[str, Shape],
+  found: Mapping[str, Shape],
+) -> Difference:
+  """How the file's tensors differ from the network's.
+
+  Args:
+    names: {our leaf: its name in the file}.
+    wanted: {our leaf: its shape}.
+    found: {name in the file: shape}.
+  """
+  shapes = {names[leaf]: theirs(leaf, shape) for leaf, shape in wanted.items()}
+  wrong = {n: (found[n], s) for n, s in shapes.items() if n in found and found[n] != s}
+  missing = tuple(name for name in shapes if name not in found)
+  unexpected = tuple(name for name in found if name not in shapes)
+  return Difference(network, family, missing, unexpected, wrong)
+
+
+def variables(names: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """{our leaf: name in the file} -> our tree of variables.
+
+  Raises:
+    UserError: a tensor is no floating-point one, or holds NaN or infinities.
+  """
+  flat = {}
+  for leaf, name in names.items():
+    array = tensors[name]
+    if array.dtype.kind in "iubc":
+      raise UserError(
+        f"The tensor {name!r} is {array.dtype.name}, where weights are floating-point numbers: a "
+        "quantised network is not read. Ask its publisher for the float32 weights."
+      )
+    flat[leaf] = ours(leaf, array)
+    if not np.isfinite(flat[leaf]).all():
+      raise UserError(
+        f"The tensor {name!r} holds NaN or infinite values: the network answers nothing. Download "
+        "the file again, or ask its publisher for another."
+      )
+  return traverse_util.unflatten_dict({tuple(leaf.split("/")): x for leaf, x in flat.items()})
