@@ -59,8 +59,12 @@ def default() -> Config:
     "wideresnet-16-2",
     poison=0.1,  # fraction of the teacher's training images that carry the trigger
     plan="random",  # who of them does, one of `backdoors.plans`
-    checkpoint="",  # folder of a teacher that was made elsewhere; "": one is trained here
-    sha256="",  # what that teacher's arrays must be; "": whatever they are
+    # a teacher that was made elsewhere: the folder of a phase, or a stranger's file; "": none
+    checkpoint="",
+    sha256="",  # what that file's bytes (of a phase: its arrays) must be; "": whatever they are
+    mean=(),  # of the pixels that it saw, in [0, 1], per channel; (): that of whose network it is
+    std=(),  # the same
+    classes=(),  # which of its classes is each of the data's, by index; (): they are the same
   )
   config.student = section("wideresnet-10-1")
   config.labelled = section("", epochs=100)  # whatever trains on the labelled part alone
@@ -139,7 +143,7 @@ def check_given(config: Config) -> None:
   if unknown and not given:
     raise UserError(
       "config.backdoor is 'unknown', but the teacher is trained here, so its trigger is known. "
-      "Name a teacher that was made elsewhere, as --config.teacher.checkpoint=DIR, or a backdoor."
+      "Name a teacher that was made elsewhere, as --config.teacher.checkpoint=FILE, or a backdoor."
     )
   if unknown and config.contamination:
     raise UserError(
@@ -150,8 +154,15 @@ def check_given(config: Config) -> None:
       f"The trigger of {config.backdoor!r} is trained together with its teacher, but the teacher "
       "is given. Choose 'unknown', or a trigger that is not trained."
     )
-  if config.teacher.sha256 and not given:
-    raise UserError("config.teacher.sha256 is set, but no config.teacher.checkpoint.")
+  for key in ("sha256", "mean", "std", "classes"):
+    if config.teacher[key] and not given:
+      raise UserError(f"config.teacher.{key} is set, but no config.teacher.checkpoint.")
+  if len(config.teacher.mean) != len(config.teacher.std) or min(config.teacher.std, default=1) <= 0:
+    raise UserError(
+      f"config.teacher.mean is {config.teacher.mean} and config.teacher.std {config.teacher.std}: "
+      "give one number per channel in each, of pixels in [0, 1], and each std above 0, as "
+      "--config.teacher.mean=0.5,0.5,0.5 --config.teacher.std=0.5,0.5,0.5"
+    )
 
 
 def check_section(name: str, section: Config) -> None:

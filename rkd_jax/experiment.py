@@ -3,9 +3,10 @@
 import contextlib
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 from rkd_jax import config as configs
-from rkd_jax import manifest, workdir
+from rkd_jax import first_look, manifest, workdir
 from rkd_jax.data import sources
 from rkd_jax.evaluation import recount
 from rkd_jax.phases import Config, Delivery, Phase
@@ -55,6 +56,7 @@ def run(
     workdir.make(directory)
     lock.enter_context(workdir.only_run(directory))
     workdir.claim(directory, config)
+    looked = look(stories[0], say)
     ahead = expected(runner, stories)
     say.debug(f"{directory}, teachers in {runner.teachers}, {len(ahead)} phases")
     say.expect(ahead)
@@ -67,6 +69,7 @@ def run(
       "costs": [c for t in stories for c in t.costs()],
       "comparisons": [c for t in stories for c in t.compared()],
       "predictions": {p: sha256(directory / p) for p in map(recount.saved, config.seeds)},
+      "given": looked,
     }
     results.write(directory / "results.json", made, cells)
     path = report.write(directory)
@@ -74,6 +77,19 @@ def run(
     say.say(line)
   say.say(f"Report: {path}")
   return path
+
+
+def look(story: Story, say: Reporter) -> dict[str, Any] | None:
+  """What a given teacher says of the clean hold-out, for the manifest; None where none is given."""
+  given = story.setup().given
+  if given is None:
+    return None
+  found = first_look.look(given, story.config, story.runner.dataset)
+  for line in found.lines:
+    say.say(line)
+  for line in found.warnings:
+    say.warn(line)
+  return found.record
 
 
 def expected(runner: Runner, stories: Iterable[Story]) -> list[Work]:

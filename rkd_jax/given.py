@@ -1,12 +1,14 @@
 """A teacher that was made elsewhere: what its files say, and that they are whole.
 
-Today such a teacher is the folder of a phase that this package wrote, such as runs/teachers/<key>.
+It is the folder of a phase that this package wrote, such as runs/teachers/<key>, or any file that
+`interop` reads and converts: see `strangers.py`.
 """
 
 import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rkd_jax.errors import UserError
@@ -23,8 +25,13 @@ class Given:
   path: of its folder.
   network: its architecture, as a config names it.
   normalisation: of the pixels that it was trained on.
-  sha256: over its arrays, as written when it was made.
-  role: under which they were saved.
+  sha256: over its arrays, as written when it was made; of a stranger's file over its bytes.
+  role: under which they were saved; "file" for a stranger's.
+  count: its classes.
+  classes: which of its classes is each of the data's; () where they are the same.
+  source: where the normalisation comes from, for people.
+  about: what else is known of a stranger's file.
+  load: reads a stranger's file again.
   """
 
   path: str
@@ -32,13 +39,26 @@ class Given:
   normalisation: Normalisation
   sha256: str
   role: str
+  count: int | None = None
+  classes: tuple[int, ...] = ()
+  source: str = "recorded with it"
+  about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  load: Callable[[], Any] | None = None
 
   def describe(self) -> list[str]:
     """What stands for it in the key of a phase: its arrays, wherever they lie."""
-    return [self.sha256[:16], self.role]
+    return [self.sha256[:16], self.role, *map(str, self.classes)]
 
   def variables(self) -> Any:
-    """Its variables as host arrays. Raises a `UserError` where they are not those of `sha256`."""
+    """Its variables as host arrays, the head's columns in the data's order.
+
+    Raises:
+      UserError: they are not those of `sha256`.
+    """
+    found = self.load() if self.load else self._saved()
+    return choose(found, self.classes) if self.classes else found
+
+  def _saved(self) -> Any:
     saved = _load(self.path)
     if checkpoint.digest(saved) != self.sha256:
       raise UserError(
@@ -46,6 +66,21 @@ class Given:
         f"(sha256 {self.sha256}). Copy the folder again from where it came."
       )
     return saved["roles"][self.role]
+
+
+def choose(variables: Any, classes: tuple[int, ...]) -> Any:
+  """A network's variables with a head of these classes, in this order.
+
+  Raises:
+    UserError: its last layer is not called "head".
+  """
+  head = variables["params"].get("head")
+  if head is None:
+    raise UserError(
+      'Its classes cannot be chosen: it has no layer "head". Call the last layer of your module so.'
+    )
+  own = {name: leaf[..., list(classes)] for name, leaf in head.items()}
+  return {**variables, "params": {**variables["params"], "head": own}}
 
 
 def read(path: str | os.PathLike, sha256: str = "") -> Given:
@@ -86,7 +121,9 @@ def _read(path: str, sha256: str) -> Given:
       f"The teacher in {path} has sha256 {digest}, but config.teacher.sha256 asks for {sha256}. "
       "It is another network than the one you mean."
     )
-  return Given(path, network, (tuple(mean), tuple(std)), digest, role)
+  head = saved[role]["params"].get("head", {})
+  count = head["bias"].shape[0] if "bias" in head else None
+  return Given(path, network, (tuple(mean), tuple(std)), digest, role, count)
 
 
 def _load(path: str) -> Any:

@@ -53,7 +53,7 @@ def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
 def trained_on(setup: Setup, name: str, method: Method, given: Any, epochs: int) -> Phase:
   """A phase on the labels whose student is the teacher itself: SGD .01, cosine."""
   sgd = {"name": "sgd", "learning_rate": 0.01, "schedule": "cosine", "warmup": 0.0}
-  train, own = {"steps": 0, "epochs": epochs, "optimizer": sgd}, setup.config.teacher.network
+  train, own = {"steps": 0, "epochs": epochs, "optimizer": sgd}, setup.teacher_network
   return setup.phase(
     name, method, "labelled", "labelled", {"student": setup.teacher, **given},
     train=train, networks={"student": own},
@@ -118,7 +118,7 @@ def bcu(setup: Setup, *, base: Any = "kd", **fields: Any) -> Phases:
   repaired = setup.phase(
     "repaired", make_method({"name": "bcu", **fields, **ramp}), "pool", "student",
     {"teacher": setup.teacher}, train={"optimizer": {"learning_rate": 0.01}},
-    networks={"student": setup.config.teacher.network},
+    networks={"student": setup.teacher_network},
   )  # fmt: skip
   return then(setup, {"repaired": repaired}, base)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rkd_jax import given, lookup
+from rkd_jax import lookup, strangers
 from rkd_jax.data import seeds
 from rkd_jax.data.sources import Dataset
 from rkd_jax.errors import UserError, nearest
@@ -20,7 +20,7 @@ from rkd_jax.phases import Config, Delivery, Phase, source_of
 
 Spec = dict[str, Any]  # {"name": ..., field: value, "base": Spec}
 # a section's keys that stand elsewhere in the settings
-ELSEWHERE = ("network", "poison", "plan", "checkpoint", "sha256")
+ELSEWHERE = ("network", "poison", "plan", "checkpoint", "sha256", "mean", "std", "classes")
 ATTACKERS = 5  # networks of the attacker's own that say whom to trigger ("boundary")
 
 
@@ -63,6 +63,7 @@ class Setup:
     """
     config, train = self.config, {**method.trains(), **(train or {})}
     names = {r: config[r].network for r in ("teacher", "student")} | config.networks.to_dict()
+    names |= {"teacher": self.given.network} if self.given else {}
     own = networks or {}
     norms = dict.fromkeys(("teacher", *own), self.given.normalisation) if self.given else {}
     found = Networks(config, self.dataset, {**names, **own}, norms)
@@ -88,16 +89,14 @@ class Setup:
   @functools.cached_property
   def given(self) -> Given | None:
     """The teacher that the config names a checkpoint of; None where one is trained here."""
-    wanted = self.config.teacher
-    if not wanted.checkpoint:
+    if not self.config.teacher.checkpoint:
       return None
-    found = given.read(wanted.checkpoint, wanted.sha256)
-    if found.network != wanted.network:
-      raise UserError(
-        f"The teacher in {found.path} is a {found.network}, but config.teacher.network is "
-        f"{wanted.network!r}. Say --config.teacher.network={found.network}"
-      )
-    return found
+    return strangers.find(self.config.teacher, self.dataset)
+
+  @property
+  def teacher_network(self) -> str:
+    """The teacher's architecture: of a given one that which its file has."""
+    return (self.given or self.config.teacher).network
 
   def poison(self, part: str) -> dict[str, Any] | None:
     """The trigger that is in a part of the data: which, how much of it, on whom."""
@@ -144,7 +143,7 @@ class Setup:
   @functools.cached_property
   def planted(self) -> Delivery:
     """The backdoored teacher, or the one that was given."""
-    own = {"student": self.config.teacher.network}
+    own = {"student": self.teacher_network}
     if self.given:
       made, method = {"student": self.given}, make_method({"name": "given"})
       one = dataclasses.replace(self, seed=0)  # the same network, whatever the seed

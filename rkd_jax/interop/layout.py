@@ -31,13 +31,12 @@ def expected(network: str, classes: int, channels: int, side: int) -> dict[str, 
   module = networks.module(network, classes=classes)
   whole = Network(module, shape, (0.0,) * channels, (1.0,) * channels)
   tree = jax.eval_shape(whole.init, jax.random.key(0))
-  return {
-    "/".join(path): tuple(leaf.shape) for path, leaf in traverse_util.flatten_dict(tree).items()
-  }
+  flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(tree))
+  return {"/".join(path): tuple(leaf.shape) for path, leaf in flat.items()}
 
 
 def path_of(leaf: str) -> str:
-  """"params/conv/kernel" -> "conv/kernel", the two collections' paths in one."""
+  """ "params/conv/kernel" -> "conv/kernel", the two collections' paths in one."""
   return leaf.partition("/")[2]
 
 

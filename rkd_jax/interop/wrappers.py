@@ -53,7 +53,7 @@ def groups(tensors: Mapping[str, np.ndarray]) -> list[Group]:
 
 
 def _parts(container: str, prefix: str, arrays: dict[str, np.ndarray]) -> Iterable[Group]:
-  """Without the prefixes that all names have; those of averaged weights are a group of their own."""
+  """Without the prefixes that all names have; averaged weights are a group of their own."""
   while True:
     if averaged := _first(arrays, AVERAGED):
       own = {k.removeprefix(averaged): v for k, v in arrays.items() if k.startswith(averaged)}
@@ -69,9 +69,7 @@ def _parts(container: str, prefix: str, arrays: dict[str, np.ndarray]) -> Iterab
 
 def _first(arrays: Iterable[str], prefixes: tuple[str, ...]) -> str:
   """The prefix that some names, but not all, have."""
-  return next(
-    (p for p in prefixes if len({key.startswith(p) for key in arrays}) == 2), ""
-  )
+  return next((p for p in prefixes if len({key.startswith(p) for key in arrays}) == 2), "")
 
 
 def _rank(group: Group) -> tuple[int, int, int]:

@@ -1,8 +1,8 @@
 """VGGs: layers by their place in a list, ReLUs and pools counted, or by block and place.
 
-Compared with the sources of torchvision (models/vgg.py), kuangliu, chenyaofo (its hidden layers have
-512 units), weiaicunzai (4096), and RepDistiller's and mdistiller's vgg.py (blocks, three pools for
-images of 32 pixels; for 64 they have four: say so, as in vgg-13-pools=4).
+Compared with the sources of torchvision (models/vgg.py), kuangliu, chenyaofo (its hidden layers
+have 512 units), weiaicunzai (4096), and RepDistiller's and mdistiller's vgg.py (blocks, three
+pools for images of 32 pixels; for 64 they have four: say so, as in vgg-13-pools=4).
 """
 
 import itertools

@@ -1,9 +1,9 @@
 """Vision transformers: timm's names (DeiT's and DINO's too), and torchvision's.
 
 Compared with published lists of the tensors of vit_b_16, vit_h_14 and timm's models. Both join
-queries, keys and values in this order. The number of heads is in no tensor: one per 64 of the width,
-as all of theirs but ViT-H have it (16). timm's were trained with several normalisations, so one is
-asked for.
+queries, keys and values in this order. The number of heads is in no tensor: one per 64 of the
+width, as all of theirs but ViT-H have it (16). timm's were trained with several
+normalisations, so one is asked for.
 """
 
 from rkd_jax.interop.families import base
