@@ -134,8 +134,9 @@ def answers(
   network: Network, variables: Any, images: Any, normalisation: Normalisation
 ) -> np.ndarray:
   """int[N]: the class of each image, uint8[N, H, W, C]; one compiled program for all."""
-  pixels = tuple(jnp.asarray(part, jnp.float32) for part in normalisation)
-  plain = dataclasses.replace(network, mean=(0.0,) * len(pixels[0]), std=(1.0,) * len(pixels[0]))
+  pixels = tuple(jnp.asarray(part, jnp.float32).reshape(1, 1, 1, -1) for part in normalisation)
+  channels = len(normalisation[0])
+  plain = dataclasses.replace(network, mean=(0.0,) * channels, std=(1.0,) * channels)
   size, found = min(BATCH, len(images)), []
   for start in range(0, len(images), max(size, 1)):
     batch = np.asarray(images[start : start + size])
