@@ -22,6 +22,14 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "The workdir; runs/<config>-<hash> by default.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Say nothing but warnings; --verbosity=quiet.")
 
+HELP = """Runs a config to its report, or goes on with it where it was stopped.
+
+  --config FILE[:ARG]   a file with get_config(arg), as configs/quickstart.py:smoke
+  --config.KEY=VALUE    another value of one of its keys, as --config.student.epochs=20
+  --workdir DIR         where everything goes; runs/<config>-<hash> by default
+  --verbosity WORD      quiet (warnings alone), normal, or debug (also the place of an error)
+
+docs/config.md says what the keys are. What runs leave is looked at with the commands"""
 WRONG, TRY_AGAIN, INTERRUPTED = 2, 75, 130  # 75: EX_TEMPFAIL, everything saved, start again
 
 
@@ -29,16 +37,15 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str]:
   """(config, its name) from the command line; a `UserError` for whatever does not fit."""
   try:
     rest = flags.FLAGS(list(argv))[1:]
+    if rest or not flags.FLAGS["config"].present:
+      raise UserError(f"Usage: {__doc__}" + (f"\nUnexpected: {' '.join(rest)}" if rest else ""))
     config = _CONFIG.value
     file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    if config is not None:
-      config.to_dict()  # a file that could not be loaded fails only when it is used
+    config.to_dict()  # a file that could not be loaded fails only when it is used
   except UserError:
     raise
   except Exception as error:  # absl, ml_collections and the config file each raise their own
     raise UserError(explain(argv, error)) from error
-  if config is None or rest:
-    raise UserError(f"Usage: {__doc__}" + (f"\nUnexpected: {' '.join(rest)}" if rest else ""))
   return config, pathlib.Path(file).stem
 
 
@@ -66,6 +73,9 @@ def explain(argv: Sequence[str], error: BaseException) -> str:
     return (
       f"The config has no key {missing[1]!r} ({given}).{hint} All keys are in rkd_jax/config.py."
     )
+  if wrong := re.match(r"flag --?(\S+?)=(.*): \W*(invalid|could|Non-bool)", text, re.DOTALL):
+    wanted = {"invalid": "a whole number", "could": "a number", "Non-bool": "true or false"}
+    return f"--{wrong[1]} is {wrong[2]!r}; give {wanted[wrong[3]]}."
   lines = [line.strip() for line in text.splitlines() if line.strip()]
   if "Failed loading config file" in text or "'get_config'" in text:
     rest = iter(argv)
@@ -80,6 +90,9 @@ def explain(argv: Sequence[str], error: BaseException) -> str:
 def main(argv: Sequence[str]) -> int:
   """Parses, runs, and turns what goes wrong into a message and a status."""
   terminal.ready()
+  if {"--help", "-h", "-help", "--helpfull"} & {*argv[1:]}:
+    print(f"Usage: {__doc__}\n\n{HELP}\n{', '.join(_commands())}: rkd COMMAND --help.")
+    return 0
   said = "normal"
   try:
     said, argv = verbosity(argv)
@@ -121,9 +134,13 @@ def failed(error: UserError | str, said: str, cause: BaseException | None = None
   return WRONG
 
 
+def _commands() -> list[str]:
+  return [module.name for module in pkgutil.iter_modules(commands.__path__)]
+
+
 def cli() -> None:
   """The console script `rkd`: a run, or as `rkd verify DIR` one of the commands."""
-  command, known = "".join(sys.argv[1:2]), [m.name for m in pkgutil.iter_modules(commands.__path__)]
+  command, known = "".join(sys.argv[1:2]), _commands()
   if command in known:
     part = importlib.import_module(f"rkd_jax.commands.{command}")
     sys.exit(part.main(sys.argv[2:]))

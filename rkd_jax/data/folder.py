@@ -17,7 +17,9 @@ from rkd_jax.data.lazy import Images
 from rkd_jax.data.reading import Options, Read
 from rkd_jax.errors import UserError, nearest
 
-TESTS = ("test", "val", "validation", "valid")  # what a test part is called; the first there counts
+# What the parts are called, in capitals or not; the first that is there counts.
+TRAINS = ("train", "training")
+TESTS = ("test", "testing", "val", "validation", "valid")
 LAYOUT = "<split>/<class>/<image> or <class>/<image>"
 
 Arrays = tuple[Images, np.ndarray]  # images uint8[N, H, W, C], labels int32[N]
@@ -115,15 +117,20 @@ def _splits(found: Catalogue) -> tuple[bytes, bytes | None]:
   """(the folder of training classes, that of test classes or None)."""
   root = _unwrapped(found)
   there = found.folders(root)
-  known = {b"train", *(name.encode() for name in TESTS)}
+  called = {_called(name): name for name in there}
+  train, test = (next((called[n] for n in kind if n in called), None) for kind in (TRAINS, TESTS))
   # A class may be called "train" too; then it holds images, and there are other classes.
-  if not there or not (set(there) <= known or found.folders(_join(root, b"train"))):
+  inside = train is not None and found.folders(_join(root, train))
+  if not there or not (called.keys() <= {*TRAINS, *TESTS} or inside):
     return root, None
-  if b"train" not in there:
+  if train is None:
     names = ", ".join(map(shown, there))
     raise UserError(f"{_place(found, root)} has {names}, but no folder 'train'.")
-  test = next((name.encode() for name in TESTS if name.encode() in there), None)
-  return _join(root, b"train"), _join(root, test) if test else None
+  return _join(root, train), _join(root, test) if test else None
+
+
+def _called(name: bytes) -> str:
+  return name.decode(errors="replace").casefold()
 
 
 def _unwrapped(found: Catalogue) -> bytes:
@@ -134,7 +141,7 @@ def _unwrapped(found: Catalogue) -> bytes:
     inside = _join(root, there[0]) if len(there) == 1 else b""
     if not inside or not found.folders(inside) or found.has_files(root) or found.has_files(inside):
       return root
-    if there[0] == b"train" or there[0].decode(errors="replace") in TESTS:
+    if _called(there[0]) in (*TRAINS, *TESTS):
       return root
     root = inside
 

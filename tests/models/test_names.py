@@ -59,7 +59,7 @@ def test_names(name, expected):
   ("name", "message"),
   [
     ("resnet-20-x", "after the file's name come numbers for its fields depth, width, shortcut"),
-    ("resnet-20-16-8-9", "after the file's name come numbers"),
+    ("resnet-20-16-8-9-7", "after the file's name come numbers"),
     ("resnet-width=8-14", "after the file's name come numbers"),
     ("resnet-20-", "after the file's name come numbers"),
     ("resnet-20-depht=8", r"'depht' is none of its fields. Did you mean 'depth'\?"),
