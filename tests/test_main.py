@@ -62,8 +62,19 @@ WRONG = {
   # the command line
   "unknown key": (["--config.lables=0.1"], [r"'lables'", r"labels"]),
   "unknown key inside": (["--config.student.epoch=3"], [r"'epoch'", r"epochs"]),
-  "wrong type": (["--config.labels=many"], [r"many", r"labels"]),
-  "wrong type of a whole number": (["--config.student.epochs=1.5"], [r"1\.5", r"epochs"]),
+  "wrong type": (["--config.labels=5%"], [r"--config\.labels is '5%'; give a number"]),
+  "wrong type of a whole number": (
+    ["--config.data.size=32x32"],
+    [r"--config\.data\.size is '32x32'; give a whole number"],
+  ),
+  "a half where only a whole number fits": (
+    ["--config.student.epochs=1.5"],
+    [r"epochs is '1\.5'; give a whole number"],
+  ),
+  "neither true nor false": (
+    ["--config.data.skip_corrupt=perhaps"],
+    [r"skip_corrupt is 'perhaps'; give true or false"],
+  ),
   "unknown flag": (["--wokdir=x"], [r"wokdir", r"workdir"]),
   "something left over": (["train"], [r"train", r"--config"]),
   # names
@@ -139,9 +150,20 @@ def test_an_unknown_argument_of_the_config(command):
   refused(command(config=f"{CONFIG}:smok"), "'smok'", "smoke")
 
 
-def test_no_config_at_all(command, capsys):
-  assert main.main(["rkd"]) == 2
-  assert "--config" in capsys.readouterr().err
+@pytest.mark.parametrize("arguments", [[], ["configs/quickstart.py"]])
+def test_no_config_at_all(arguments):
+  # in a process of its own: where nothing was parsed before, absl's flags refuse to be read
+  line = [sys.executable, "-m", "rkd_jax.main", *arguments]
+  ran = subprocess.run(line, cwd=CONFIG.parents[1], capture_output=True, text=True, check=False)
+  refused((ran.returncode, ran.stderr), "Usage: .*--config", *arguments)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_the_flags_and_the_commands(capsys, flag):
+  assert main.main(["rkd", flag]) == 0
+  said = capsys.readouterr().out
+  for word in ("--config FILE", "--workdir", "--verbosity", "docs/config.md", "verify"):
+    assert word in said
 
 
 def test_a_workdir_below_a_file(command, tmp_path):
