@@ -72,11 +72,18 @@ def test_without_splits_some_of_the_images_become_the_test_part(tmp_path):
   assert np.bincount(data.test.labels).tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("name", ["test", "val", "validation", "valid"])
-def test_what_a_test_part_is_called(tmp_path, name):
-  write(tmp_path / "train")
-  write(tmp_path / name, 1)
-  assert len(load(tmp_path).test) == 2
+@pytest.mark.parametrize(
+  ("first", "second"),
+  [
+    *(("train", name) for name in ("test", "val", "validation", "valid")),
+    *(("Train", "Test"), ("TRAIN", "val"), ("training", "testing")),
+  ],
+)
+def test_what_the_parts_are_called(tmp_path, first, second):
+  write(tmp_path / first)
+  write(tmp_path / second, 1)
+  data = load(tmp_path)
+  assert len(data.test) == 2 and data.class_names == ("cat", "dog")
 
 
 def test_the_test_part_goes_before_a_validation_part(tmp_path):
