@@ -49,7 +49,19 @@ def look(given: Given, config: Config, dataset: Dataset) -> Look:
     for name, norm in USUAL.items()
     if few and len(norm[0]) == dataset.image_shape[-1] and not same(norm, given.normalisation)
   }
-  found = doubts(given, dataset, said, labels, others, float(hits[:few].mean()) if few else 0.0)
+  own = float(hits[:few].mean()) if few else 0.0
+  found = doubts(given, dataset, said, labels, others, own)
+  for name in given.about.get("others", ()) if few else ():
+    other = networks.build(config, name, dataset, given.normalisation)
+    right = float(
+      (answers(other, variables, images[:few], given.normalisation) == labels[:few]).mean()
+    )
+    others[name] = right
+    if right > own + BETTER:
+      found.append(
+        f"The given teacher looks to be a {name}, whose tensors are the same: {right:.1%} right as "
+        f"that, {own:.1%} as a {given.network}. Say --config.teacher.network={name}"
+      )
   record = {
     "sha256": given.sha256,
     "network": given.network,

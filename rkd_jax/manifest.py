@@ -3,6 +3,7 @@
 import json
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -21,7 +22,7 @@ def make(runner: Runner, name: str) -> dict[str, Any]:
   return {
     "config_name": name,
     "config": json.loads(json.dumps(runner.config.to_dict())),
-    "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+    "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
     "git": git_revision(),
     "versions": versions(),
     "devices": [str(d.device_kind) for d in runner.mesh.devices.flat],

@@ -264,7 +264,8 @@ class Runner:
         state = loop.train(running, state, checkpoints, self.stop, had_stopped(lines))
         jax.block_until_ready(state)
     seconds, images = time.monotonic() - began, (int(state.step) - step) * ready.stream.batch
-    record = {"steps": int(state.step), "seconds": seconds, "images_per_second": images / seconds}
+    record = {"steps": int(state.step), "seconds": seconds}
+    record["images_per_second"] = images / seconds if images else None  # none was trained on
     record["peak_memory"] = peak_memory()
     return self._deliver(phase, directory, program, state, frozen, record)
 

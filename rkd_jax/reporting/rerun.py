@@ -1,6 +1,7 @@
 """How to make a run again, and what it does not prove."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +28,8 @@ def again(run: Mapping[str, Any]) -> dict[str, Any]:
 def command(run: Mapping[str, Any]) -> str:
   """The command line that made the run; empty where it is not known."""
   first, _, rest = str(run.get("command") or "").partition(" ")
-  rest = rest.replace(" --", " \\\n  --")  # one argument a line: a browser breaks lines at hyphens
+  # one argument a line: a browser breaks lines at hyphens
+  rest = re.sub(r" ('?--)", r" \\\n  \1", rest)
   known = first in ("main.py", "rkd") or first.endswith(("/main.py", "/rkd"))
   return f"{PROGRAM} {rest}".strip() if known else f"{first} {rest}".strip()
 
@@ -67,8 +69,9 @@ def limits(cells: Sequence[Cell], described: bool) -> list[dict[str, str]]:
     cells: of the run.
     described: whether the page shows feature variance or maps.
   """
-  students = [c for c in select(cells, network="student", metric="asr") if c.teacher == "poisoned"]
-  triggers = sorted({str(c.backdoor) for c in students if c.backdoor and c.value is not None})
+  asked = [c for c in select(cells, metric="asr") if c.teacher in ("poisoned", "given")]
+  students = select(asked, network="student")
+  triggers = sorted({str(c.backdoor) for c in asked if c.backdoor and c.value is not None})
   tried = f"Only {', '.join(triggers)} was tried" if triggers else "No trigger was tried"
   found = [
     {

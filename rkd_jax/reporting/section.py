@@ -58,9 +58,11 @@ def _entries(rows: Sequence[table.Row]) -> list[dict[str, Any]]:
 def _threat(cells: Sequence[Cell], setting: Mapping[str, Any]) -> str:
   """Threat model, labels and what ASR leaves out, in words."""
   threat, share = setting["threat"] or "not stated", setting["contamination"]
+  if setting["backdoor"] == "unknown":  # what is in a stranger's images is not known either
+    threat, share = "unknown; no trigger was put on any image", None
   labels = sorted({c.labels for c in cells if c.labels is not None and c.network == "student"})
   shares = " or ".join(percent(x) if 0 < x < 1 else {0: "none", 1: "all"}[int(x)] for x in labels)
-  pool = f", {percent(share)} of the unlabelled pool carries the trigger" if share else ""
+  pool = f", {percent(share)} of the pool (no labelled image) carries the trigger" if share else ""
   return (
     f"Threat model: {threat}{pool}. Labelled training images: {shares or 'not stated'}."
     " Images of the target class are left out of ASR and RA."

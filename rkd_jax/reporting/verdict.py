@@ -8,7 +8,7 @@ from rkd_jax.reporting.table import Row
 
 # removed = worst ASR at most this, and worst carried ASR (where known) at most that
 REMOVED_ASR, REMOVED_CARRIED = 0.10, 0.05
-_NO_ASR = "No trigger is known, or its success was not measured for every seed."
+_UNKNOWN = "unknown"  # the backdoor of a teacher whose trigger nobody knows
 NO_TEACHER = "none"  # the control that was trained without one
 
 
@@ -59,9 +59,23 @@ def follows(row: Row | None) -> bool | None:
 
 
 def carries(row: Row | None) -> bool | None:
-  """Whether the teacher put it there: by carried ASR where that is known, else by ASR."""
+  """Whether the teacher put it there: by carried ASR where that is known, else by ASR.
+
+  None where the ASR alone does not tell: a trigger that fools a network which never met the teacher
+  as often may have come over or not.
+  """
   carried = row.worst("carried_asr") if row else None
-  return follows(row) if carried is None else carried > REMOVED_CARRIED
+  if carried is not None:
+    return carried > REMOVED_CARRIED
+  return None if row and follows(row) and _fools_anyone(row) else follows(row)
+
+
+def _fools_anyone(row: Row) -> bool:
+  """Whether in no seed the ASR is above the natural rate by more than `REMOVED_CARRIED`."""
+  natural = {(c.seed, c.teacher_seed): c.value for c in row.of("natural_rate")}
+  pairs = [(c.value, natural.get((c.seed, c.teacher_seed))) for c in row.of("asr")]
+  above = [None if a is None or b is None else a - b for a, b in pairs]
+  return bool(above) and all(a is not None and a <= REMOVED_CARRIED for a in above)
 
 
 def _undefended(students: Sequence[Row]) -> list[Row]:
@@ -76,11 +90,13 @@ def _reference(row: Row, undefended: Sequence[Row]) -> Row | None:
 
 def _undefended_verdict(row: Row, target: str) -> Verdict:
   who, carried = f"Undefended distillation ({row.label})", carries(row)
-  if carried is None:
-    text = f"{who}: unknown. {_NO_ASR}"
-    return Verdict(row.label, "unknown", text)
+  if row.worst("asr") is None:
+    return _unknown(row, who)
   asr = f"{_worst(row)} of triggered images go to {target} ({_who(row)})"
   at = f"at {_accuracy(row)}"
+  if carried is None:
+    text = f"{who}: {asr}, {at}{_natural(row)}. Only a clean teacher's student would tell whether"
+    return Verdict(row.label, "unknown", f"{text} the backdoor came over.")
   if carried:
     return Verdict(row.label, "carried over", f"{who} carried the backdoor over: {asr}, {at}.")
   text = f"{who} carried nothing over: {asr}, {at}{_natural(row)}."
@@ -90,8 +106,7 @@ def _undefended_verdict(row: Row, target: str) -> Verdict:
 def _defended_verdict(row: Row, reference: Row | None, alone: float | None) -> Verdict:
   shows, there = follows(row), carries(reference)
   if shows is None:
-    text = f"{row.label}: unknown. {_NO_ASR}"
-    return Verdict(row.label, "unknown", text)
+    return _unknown(row, row.label)
   facts = f"{_worst(row)} ({_who(row)}) at {_accuracy(row)}"
   facts += _cost(row, alone)
   if shows:
@@ -103,6 +118,13 @@ def _defended_verdict(row: Row, reference: Row | None, alone: float | None) -> V
   caveat = "" if there else " Whether undefended distillation would have carried it is unknown."
   text = f"{row.label} removed the backdoor: ASR {facts}.{caveat}"
   return Verdict(row.label, "removed", text, row.mean("acc"))
+
+
+def _unknown(row: Row, who: str) -> Verdict:
+  nobody = any(cell.backdoor == _UNKNOWN for cell in row.cells)
+  why = "No trigger is known" if nobody else "The trigger's success was not measured for every seed"
+  at = "" if row.mean("acc") is None else f", at {_accuracy(row)}"
+  return Verdict(row.label, "unknown", f"{who}: unknown{at}. {why}.")
 
 
 def _worst(row: Row) -> str:
@@ -129,7 +151,9 @@ def _who(row: Row) -> str:
 
 def _natural(row: Row) -> str:
   """A high ASR that a clean teacher's student shares is the trigger's doing, not the teacher's."""
-  carried = row.worst("carried_asr")
+  carried, natural = row.worst("carried_asr"), row.worst("natural_rate")
+  if carried is None and _fools_anyone(row) and (row.worst("asr") or 0) > REMOVED_ASR:
+    return f"; a network that never met the teacher follows it as often ({percent(natural)})"
   if carried is None:
     return ""
   if carried > REMOVED_CARRIED or (row.worst("asr") or 0) <= REMOVED_ASR:

@@ -1,6 +1,7 @@
 """Two checkpoints that strangers published, one with a backdoor. Skipped where they are absent."""
 
 import importlib.util
+import json
 import pathlib
 
 import pytest
@@ -64,5 +65,9 @@ def test_inspect_names_the_network(capsys):
   said = capsys.readouterr().out
   for part in ("resnet-20, akamaster's ResNet, 10 classes", "mean (0.485, 0.456, 0.406)"):
     assert part in said
+  assert inspect.main([str(CLEAN), "--json"]) == 0
+  known = json.loads(capsys.readouterr().out)["recognised"]
+  assert (known["network"], known["classes"], known["others"]) == ("resnet-20", 10, [])
+  assert known["normalisation"] == [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]
   assert inspect.main([str(BACKDOORED)]) == 0
   assert "not recognised" in capsys.readouterr().out
