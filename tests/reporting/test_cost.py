@@ -82,6 +82,13 @@ def test_the_command_can_be_given_again():
     "  --config.method.name=x",
   ]
   assert rerun.overrides(run) == ["seeds=3,4", "method.name=x"]
+  spaced = {"command": "rkd --config a.py '--config.data.name=folder:my images' --workdir b"}
+  assert rerun.command(spaced).splitlines() == [
+    "python -m rkd_jax.main --config a.py \\",
+    "  '--config.data.name=folder:my images' \\",
+    "  --workdir b",
+  ]
+  assert rerun.overrides(spaced) == ["data.name=folder:my images"]
   assert rerun.command({"command": "/usr/bin/rkd --x"}) == "python -m rkd_jax.main --x"
   assert rerun.command({"command": "python other.py"}) == "python other.py"
   assert rerun.command({}) == "" and rerun.overrides({"command": "x '--config.a=1"}) == []

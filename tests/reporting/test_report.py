@@ -1,5 +1,6 @@
 """The report of small synthetic runs: what it says, and what it must never do."""
 
+import dataclasses
 import html.parser
 import re
 
@@ -114,9 +115,12 @@ def test_removed_not_removed_unknown(tmp_path):
   assert "triggered images go to class 0 (worst of 3 teachers), at 98.0 % mean accuracy." in text
   assert "agreement removed the backdoor: ASR 0.4 % [0.2, 1.0] (worst of 3 teachers)" in text
   assert "ofd did not remove the backdoor: ASR 40.0 % [37.0, 43.1] (one teacher)" in text
-  assert "abd: unknown." in text
+  assert (
+    "abd: unknown, at 95.0 % accuracy. The trigger's success was not measured for every seed."
+    in text
+  )
   assert "Images of the target class are left out" in text
-  assert "contaminated, 2.0 % of the unlabelled pool" in text
+  assert "contaminated, 2.0 % of the pool (no labelled image) carries the trigger." in text
 
 
 def test_no_cure_is_claimed_where_nothing_was_carried_over():
@@ -131,6 +135,27 @@ def test_a_trigger_that_fools_everyone_was_not_carried_over():
   assert said["kd"].outcome == "not carried over"
   assert said["agreement"].outcome == "not removed"
   assert "clean teacher's student follows the trigger as often" in said["agreement"].sentence
+
+
+def natural(method, rate, seed=0):
+  """The cell of a natural rate, as `student` makes those of the ASR."""
+  asr = student(method, rate, seed=seed)[1]
+  return [dataclasses.replace(asr, metric="natural_rate")]
+
+
+def test_without_a_clean_teacher_the_natural_rate_must_be_lower():
+  said = say(student("kd", 0.30), natural("kd", 0.27), student("agreement", 0.30))
+  assert said["kd"].outcome == "unknown"
+  sentence = said["kd"].sentence.replace("\u202f", " ")
+  assert "never met the teacher follows it as often (27.0 %)" in sentence
+  assert "Only a clean teacher's student would tell" in sentence
+  assert said["agreement"].outcome == "not removed"
+  kd = student("kd", 0.30), natural("kd", 0.27), student("kd", 0.9, seed=1), natural("kd", 0.2, 1)
+  assert say(*kd)["kd"].outcome == "carried over"  # in the other seed
+  assert say(*kd[:2], student("kd", 0.4, seed=1))["kd"].outcome == "carried over"  # by its ASR
+  assert say(student("kd", 0.02), natural("kd", 0.02))["kd"].outcome == "not carried over"
+  carried = student("kd", 0.30, carried=0.3), natural("kd", 0.27)
+  assert say(*carried)["kd"].outcome == "carried over"  # the control is worth more
 
 
 def test_a_low_asr_that_came_from_the_teacher_is_not_removed():
@@ -185,6 +210,13 @@ def test_a_run_without_numbers_is_unknown(tmp_path):
   assert "No student with a teacher was measured" in text
 
 
+def test_images_that_were_left_out_are_counted(tmp_path):
+  data = {"name": "folder:x", "skipped": ["x/a.png: empty", "x/b.png: empty"]}
+  assert "2 that cannot be read" in words(page(tmp_path, student("kd", 0.9), data=data))
+  data["skipped"] = []
+  assert "cannot be read" not in words(page(tmp_path, student("kd", 0.9), data=data))
+
+
 def test_a_method_without_cells_keeps_its_row(tmp_path):
   results.write(tmp_path / "results.json", manifest(["kd", "abd"]), student("kd", 0.9))
   text = report.write(tmp_path).read_text()
@@ -206,7 +238,18 @@ def test_an_unknown_trigger_leaves_everything_about_it_open(tmp_path):
   cells = student("kd", None, backdoor="unknown") + student("agreement", None, backdoor="unknown")
   text = words(page(tmp_path, cells, seeds=[0]))
   assert "Unknown for kd and agreement." in text and "No trigger was tried" in text
+  assert "agreement: unknown, at 95.0 % accuracy. No trigger is known." in text
+  assert "Threat model: unknown; no trigger was put on any image." in text
   assert "Attack success by true class" not in text and "removed the backdoor" not in text
+
+
+def test_a_trigger_that_was_tried_on_a_given_teacher_was_tried(tmp_path):
+  cells = student("teacher", 0.9, network="teacher", teacher="given")
+  cells += student("kd", 0.9, teacher="given")
+  for some in (cells, cells[:2]):  # with a student, and the teacher alone
+    text = words(page(tmp_path, some))
+    assert "Only badnets was tried." in text and "No trigger was tried" not in text
+  assert "One teacher was distilled" in words(page(tmp_path, cells))
 
 
 def test_the_headline_names_a_cure_with_its_price():
