@@ -185,6 +185,11 @@ def read(path: pathlib.Path) -> str:
     raise UserError(f"{path} is no UTF-8 text: {error}.") from error
 
 
+def opened(text: str) -> int:
+  """How many of a Markdown file's lines begin a table."""
+  return len(re.findall(r"^\s*<!--\s*table:.*$", text, re.MULTILINE))
+
+
 def blocks(text: str) -> dict[str, str]:
   """{name: what stands between its markers} of a Markdown file's tables."""
   pattern = r"^<!-- table:(.+?) -->\n(.*?)^<!-- /table -->$"

@@ -47,12 +47,18 @@ def run(directory: pathlib.Path) -> int:
 
 def tables(file: pathlib.Path) -> int:
   """The same for the tables in a Markdown file."""
-  status, found = EQUAL, table.blocks(table.read(file))
-  for name, text in found.items():
+  status, text = EQUAL, table.read(file)
+  found = table.blocks(text)
+  if table.opened(text) != len(found):
+    raise UserError(
+      f"{file}: a table has no end, or two have one name. Each begins with <!-- table:NAME --> and "
+      "ends with <!-- /table -->, both on lines of their own."
+    )
+  for name, block in found.items():
     wanted = rendered(name, file)
-    if text.strip() == wanted.strip():
+    if block.strip() == wanted.strip():
       continue
-    pairs = zip(text.splitlines(), [*wanted.splitlines(), ""], strict=False)
+    pairs = zip(block.splitlines(), [*wanted.splitlines(), ""], strict=False)
     there, here = next(((a, b) for a, b in pairs if a != b), ("it is too short", wanted))
     print(f"  differs: the table {name}\n    there: {there[:2000]}\n    run:   {here[:2000]}")
     status = DIFFERS
@@ -81,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Looks at everything that is named, whatever is found on the way."""
   parser = argparse.ArgumentParser(prog="python -m rkd_jax.commands.verify", description=__doc__)
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
-  parser.add_argument("runs", type=pathlib.Path, nargs="*", help="workdirs, or copies of them")
+  parser.add_argument(
+    "runs", metavar="DIR", type=pathlib.Path, nargs="*", help="workdirs, or copies of them"
+  )
   parser.add_argument("--docs", type=pathlib.Path, nargs="+", default=[], help="Markdown files")
   options = parser.parse_args(argv)
   if not options.runs and not options.docs:

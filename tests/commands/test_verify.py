@@ -72,6 +72,23 @@ def test_a_table_that_lacks_a_line(project, capsys):
   assert call(capsys, "--docs", readme)[0] == verify.DIFFERS
 
 
+@pytest.mark.parametrize("lost", ["<!-- /table -->", "/table -->\n"])
+def test_a_table_without_its_end_is_not_passed_over(project, capsys, lost):
+  readme = project / "docs" / "README.md"
+  readme.write_text(readme.read_text().replace(lost, "", 1))
+  status, _, err = call(capsys, "--docs", readme)
+  assert status == verify.UNREADABLE and "a table has no end" in err and str(readme) in err
+
+
+def test_predictions_of_another_run_are_told_as_such(project, capsys):
+  run = project / "results" / "quickstart"
+  other = ROOT / "results" / "ablation_agreement" / "predictions" / "seed0.npz"
+  shutil.copy(other, run / "predictions")
+  status, out, err = call(capsys, run)
+  assert status == verify.DIFFERS and not err
+  assert "seed0.npz is not the file that the run left" in out
+
+
 def test_a_table_of_no_run_and_a_folder_without_one(project, capsys):
   other = project / "other.md"
   other.write_text("<!-- table:nowhere -->\n<!-- /table -->\n")
