@@ -7,6 +7,7 @@ contamination of the pool. True labels of the pool and who is triggered stay her
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -63,6 +64,12 @@ class Parts:
     self.backdoor.check(self.dataset.image_shape, self.dataset.classes)
     pool = len(self.pool_labels)
     wanted, free = round(self.contamination * pool), pool - len(self.labelled)
+    if self.contamination and not wanted:
+      raise UserError(
+        f"config.contamination={self.contamination:g} of {pool} images is less than half an image: "
+        f"none would be triggered. Say --config.contamination={math.ceil(1e4 / pool) / 1e4:g} for "
+        "one, or 0."
+      )
     if wanted > free:
       raise UserError(
         f"config.contamination={self.contamination} means {wanted} triggered images, but {free} "
@@ -97,7 +104,8 @@ class Parts:
     """int64[L]: the training images whose labels the defender has, class-balanced."""
     train = self.dataset.train
     seed = seeds.fold(self.seed, "labels")
-    return splits.labelled(train.labels, self.labels, self.dataset.classes, seed)
+    names = self.dataset.class_names
+    return splits.labelled(train.labels, self.labels, self.dataset.classes, seed, names)
 
   @functools.cached_property
   def contaminated(self) -> np.ndarray:

@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -110,20 +112,26 @@ def load(
   """
   kind, _, argument = name.partition(":")
   if kind != "folder" and kind not in SOURCES:
-    raise _unknown(name)
+    raise _unknown(name, data_dir)
   whole, official, class_names, skipped = _read(kind, argument, data_dir, options)
   classes = len(class_names)
+  if classes < 2:
+    raise UserError(
+      f"{name!r} has one class, {', '.join(class_names)!r}; there must be two to tell apart."
+    )
   if official is None:
-    size = splits.count("The test part", test, len(whole))
+    size = splits.count("The test part (config.data.test)", test, len(whole))
     whole, official = _cut(whole, size, classes, seeds.fold(split_seed, "test"))
-  size = splits.count("The hold-out", holdout, len(whole))
+  size = splits.count("The hold-out (config.data.holdout)", holdout, len(whole))
   used, held = _cut(whole, size, classes, seeds.fold(split_seed, "holdout"))
   if train:
-    size = splits.count("The training part", train, len(used))
+    size = splits.count("The training part (config.data.train)", train, len(used))
     used = _cut(used, size, classes, seeds.fold(split_seed, "train"))[1]
   parts = {"train": used, "holdout": held, "test": official}
   _check(name, parts, classes)
   mean, std = PUBLISHED.get(":".join(name.split(":")[:2])) or statistics(used.images)
+  if kind == "folder" and options.unlabelled:
+    _check_apart(argument, options.unlabelled, data_dir, class_names)
   images, left_out = _unlabelled(options, data_dir, used)
   # A folder may be moved: its images and classes say what it is.
   called = kind if kind in PLACES else name
@@ -167,6 +175,24 @@ def _unlabelled(
   return folder.unlabelled(path, data_dir, (height, width, channels), options)
 
 
+def _check_apart(
+  labelled: str, unlabelled: str, data_dir: str | None, class_names: tuple[str, ...]
+) -> None:
+  """Raises a `UserError` where the student would learn from what it is tested on."""
+  base = pathlib.Path(data_dir or ".")
+  paths = labelled, unlabelled.removeprefix("folder:")
+  root, more = (os.path.realpath(base / os.path.expanduser(path)) for path in paths)
+  around, below = os.path.commonpath([root, more]), os.path.relpath(more, root).split(os.sep)
+  parts = {*folder.TRAINS, *folder.TESTS}
+  part = below[0].casefold() in parts or not {*class_names}.isdisjoint(below)
+  if around == more or (around == root and part):
+    raise UserError(
+      f"config.data.unlabelled is {unlabelled!r}, which holds images of the data set "
+      f"'folder:{labelled}', also of its test part: the student would learn from what it is tested "
+      "on. Name a folder of other images."
+    )
+
+
 def _cut(split: Split, size: int, classes: int, seed: int) -> tuple[Split, Split]:
   """(the rest, `size` examples of it), class-balanced."""
   chosen = splits.balanced(split.labels, size, classes, seed)
@@ -177,7 +203,11 @@ def _cut(split: Split, size: int, classes: int, seed: int) -> tuple[Split, Split
 def _check(name: str, parts: dict[str, Split], classes: int) -> None:
   for part, split in parts.items():
     if not len(split):
-      raise UserError(f"The {part} part of {name!r} is empty; ask for at least one example.")
+      sizes = ", ".join(f"{len(some):,} {which}" for which, some in parts.items())
+      raise UserError(
+        f"The {part} part of {name!r} is empty ({sizes}); each must get some: change "
+        "config.data.test, .holdout or .train."
+      )
     if split.labels.min() < 0 or split.labels.max() >= classes:
       raise UserError(f"The {part} part of {name!r} has labels outside 0..{classes - 1}.")
     if split.images.shape[1:] != parts["train"].images.shape[1:]:
@@ -263,14 +293,17 @@ def npz_source(argument: str, data_dir: str | None) -> tuple[Split, Split | None
   return Split(*train), Split(*test) if test else None, class_names
 
 
-def _unknown(name: str) -> UserError:
+def _unknown(name: str, data_dir: str | None) -> UserError:
   from rkd_jax.data import tfds
 
   known = ["digits", *(f"tfds:{n}" for n in tfds.names())]
   close = [
     n for guess in (name, f"tfds:{name}") for n in difflib.get_close_matches(guess, known, 1)
   ]
-  hint = f"Did you mean {close[0]!r}? " if close else ""
+  place = pathlib.Path(data_dir or ".") / name
+  if name and place.exists():
+    close = [f"npz:{name}" if place.suffix == ".npz" else f"folder:{name}"]
+  hint = f"Did you mean {close[0]!r}? " if close and name else ""
   return UserError(
     f"No data set is called {name!r}. {hint}Write 'digits', 'tfds:' and the name of a TFDS "
     "image data set, such as 'tfds:cifar10', 'npz:' and a file of arrays, or 'folder:' and the "

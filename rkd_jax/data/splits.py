@@ -1,16 +1,22 @@
 """Who is in which part: class-balanced subsets that are pure functions of a seed."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from rkd_jax.data import seeds
 from rkd_jax.errors import UserError, check_range
 
+NAMED = 10  # classes that a message names
+
 
 def count(what: str, amount: float, total: int) -> int:
   """How many of `total` an amount means: below 1 a fraction of them, from 1 on a count."""
-  check_range(what, amount, 0, total)
+  if not 0 <= amount <= max(total, 1):  # of no examples a fraction is none
+    raise UserError(
+      f"{what} is {amount:g}; give a fraction below 1, or how many of the {total} images there are."
+    )
   if amount >= 1 and amount != int(amount):
     raise UserError(f"{what} is {amount}; give a fraction below 1, or a whole number of examples.")
   return round(amount * total) if amount < 1 else int(amount)
@@ -57,7 +63,9 @@ def _quotas(available: np.ndarray, count: int, order: np.ndarray) -> np.ndarray:
   return quotas
 
 
-def labelled(labels: np.ndarray, fraction: float, classes: int, seed: int) -> np.ndarray:
+def labelled(
+  labels: np.ndarray, fraction: float, classes: int, seed: int, names: Sequence[str] = ()
+) -> np.ndarray:
   """The examples whose labels the defender knows: int64 indices, ascending, class-balanced.
 
   Args:
@@ -65,6 +73,7 @@ def labelled(labels: np.ndarray, fraction: float, classes: int, seed: int) -> np
     fraction: of the N examples, in [0, 1]; 0 gives none, 1 gives all.
     classes: K.
     seed: the draw. For one seed a smaller labelled part is a subset of a larger one.
+    names: of the classes, for messages.
 
   Raises:
     UserError: if the fraction is out of range, or leaves a class that has examples without a
@@ -76,9 +85,11 @@ def labelled(labels: np.ndarray, fraction: float, classes: int, seed: int) -> np
   missing = np.setdiff1d(present, np.asarray(labels)[chosen])
   if fraction > 0 and missing.size:
     enough = math.ceil(len(present) / len(labels) * 1e4) / 1e4
+    shown = [repr(names[k]) if names else str(k) for k in missing[:NAMED].tolist()]
+    shown += [f"{missing.size - NAMED:,} more"] if missing.size > NAMED else []
     raise UserError(
-      f"{fraction:g} of {len(labels)} examples are {len(chosen)} labels: none for "
-      f"{'class' if missing.size == 1 else 'classes'} {', '.join(map(str, missing))}. "
-      f"The smallest fraction that labels every class is {enough:g}."
+      f"{fraction:g} of {len(labels):,} training images are {len(chosen)} labels: none for "
+      f"{'class' if missing.size == 1 else 'classes'} {', '.join(shown)}. "
+      f"The smallest fraction that labels every class is --config.labels={enough:g}."
     )
   return chosen

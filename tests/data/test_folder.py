@@ -273,7 +273,9 @@ def test_a_folder_around_everything_is_looked_into(tmp_path):
 
 def test_one_class_is_not_taken_for_a_folder_around(tmp_path):
   write(tmp_path / "set", classes=("cat",))
-  assert load(tmp_path / "set").class_names == ("cat",)
+  assert folder.read(str(tmp_path / "set"), None).names == ("cat",)
+  with pytest.raises(UserError, match=r"one class, 'cat'; there must be two"):
+    load(tmp_path / "set")
 
 
 def test_in_memory_or_on_disk_by_size(tmp_path):
@@ -428,6 +430,25 @@ def test_unlabelled_images_lie_anywhere_and_are_made_to_fit(tmp_path):
   assert again.fingerprint == data.fingerprint != plain.fingerprint and plain.unlabelled is None
   lazily = load(tmp_path / "set", options=Options(memory=0, unlabelled=str(path)))
   np.testing.assert_array_equal(lazily.unlabelled[:], data.unlabelled)
+
+
+@pytest.mark.parametrize("more", ["own", ".", "own/cat", "own/../own", "link"])
+def test_unlabelled_images_are_others(tmp_path, more):
+  write(tmp_path / "own")
+  write(tmp_path / "own" / "train")  # whose classes are then the data set's
+  write(tmp_path / "own" / "Test")
+  (tmp_path / "link").symlink_to("own")
+  for path in (more, "own/Test/dog") if more == "own/cat" else (more,):
+    options = Options(unlabelled=str(tmp_path / path))
+    with pytest.raises(UserError, match=r"holds images of the data set .* Name a folder of other"):
+      load(tmp_path / "own", options=options)
+
+
+def test_unlabelled_images_may_lie_beside_the_parts(tmp_path):
+  write(tmp_path / "own" / "train")
+  write(tmp_path / "own" / "more", classes=("web",))
+  data = load(tmp_path / "own", options=Options(unlabelled=str(tmp_path / "own" / "more")))
+  assert data.unlabelled is not None and len(data.unlabelled) == 4
 
 
 def test_unlabelled_images_beside_other_data_sets(tmp_path):

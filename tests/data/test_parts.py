@@ -177,6 +177,7 @@ def test_more_labels_contain_fewer():
     ({"rate": 2.0}, "config.teacher.poison is 2.0"),
     ({"contamination": float("nan")}, "config.contamination is nan"),
     ({"contamination": 0.95}, "190 triggered images, but 180 of 200"),
+    ({"contamination": 0.002}, r"0\.002 of 200 images is less than half .*=0\.005 for one"),
     ({"labels": 0.01}, "none for class"),
     ({"target": 4}, "class 4; there are 0..3"),
     ({"size": 9}, "badnets.size is 9"),

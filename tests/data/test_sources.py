@@ -187,12 +187,21 @@ def test_errors_say_what_to_do(prepared, name, message):
     sources.load(name, prepared, 0, holdout=0.2, test=0.2)
 
 
+def test_a_folder_without_its_kind_is_recognised(tmp_path):
+  (tmp_path / "my images").mkdir()
+  (tmp_path / "x.npz").write_bytes(b"")
+  for name, meant in (("my images", "folder:my images"), ("x.npz", "npz:x.npz")):
+    with pytest.raises(UserError, match=f"Did you mean '{meant}'"):
+      sources.load(name, str(tmp_path), 0, 1, 1)
+
+
 def test_empty_parts_are_refused():
   with pytest.raises(UserError, match="The holdout part of 'digits' is empty"):
     sources.load("digits", None, 0, holdout=0, test=500)
   with pytest.raises(UserError, match="The test part of 'digits' is empty"):
     sources.load("digits", None, 0, holdout=10, test=0)
-  with pytest.raises(UserError, match="The train part of 'digits' is empty"):
+  said = r"The train part of 'digits' is empty \(0 train, 1,297 holdout, 500 test\)"
+  with pytest.raises(UserError, match=said):
     sources.load("digits", None, 0, holdout=1297, test=500)
 
 

@@ -91,9 +91,13 @@ def test_labelled():
 
 def test_labelled_names_the_classes_and_the_fraction_that_would_do():
   labels = np.arange(1100) % 10
-  with pytest.raises(UserError, match=r"8 labels: none for classes \d, \d\. .* is 0\.0091"):
+  with pytest.raises(UserError, match=r"8 labels: none for classes \d, \d\. .*=0\.0091"):
     splits.labelled(labels, 8 / 1100, 10, seed=0)
   assert len(splits.labelled(labels, 0.0091, 10, seed=0)) == 10
+  with pytest.raises(UserError, match=r"none for class '[a-j]'\. .*=0\.0091"):
+    splits.labelled(labels, 9 / 1100, 10, seed=0, names="abcdefghij")
+  with pytest.raises(UserError, match=r"0 labels: none for classes (\d+, ){10}90 more\."):
+    splits.labelled(np.arange(1000) % 100, 1e-4, 100, seed=0)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, float("nan")])
@@ -105,6 +109,10 @@ def test_labelled_range(fraction):
 def test_count_takes_fractions_and_numbers():
   assert splits.count("x", 0.1, 1797) == 180
   assert splits.count("x", 197, 1797) == splits.count("x", 197.0, 1797) == 197
-  for wrong, message in ((197.5, "whole number"), (1798, "between 0 and 1797"), (-1, "between")):
+  for wrong, message in (
+    (197.5, "whole number"),
+    (1798, "is 1798; .* of the 1797"),
+    (-1, "below 1"),
+  ):
     with pytest.raises(UserError, match=message):
       splits.count("The hold-out", wrong, 1797)
