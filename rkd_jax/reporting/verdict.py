@@ -28,7 +28,8 @@ def verdicts(table: Sequence[Row], target: str) -> list[Verdict]:
   students = [row for row in table if row.method not in (None, NO_TEACHER)]
   undefended = _undefended(students)
   alone = next((row.mean("acc") for row in table if row.method == NO_TEACHER), None)
-  first = [_undefended_verdict(row, target) for row in undefended]
+  teacher = next((row for row in table if row.method is None), None)
+  first = [_undefended_verdict(row, teacher, target) for row in undefended]
   defended = [row for row in students if row not in undefended]
   return first + [_defended_verdict(row, _reference(row, undefended), alone) for row in defended]
 
@@ -88,7 +89,7 @@ def _reference(row: Row, undefended: Sequence[Row]) -> Row | None:
   return next((other for other in undefended if other.method == (row.base or "kd")), None)
 
 
-def _undefended_verdict(row: Row, target: str) -> Verdict:
+def _undefended_verdict(row: Row, teacher: Row | None, target: str) -> Verdict:
   who, carried = f"Undefended distillation ({row.label})", carries(row)
   if row.worst("asr") is None:
     return _unknown(row, who)
@@ -100,6 +101,8 @@ def _undefended_verdict(row: Row, target: str) -> Verdict:
   if carried:
     return Verdict(row.label, "carried over", f"{who} carried the backdoor over: {asr}, {at}.")
   text = f"{who} carried nothing over: {asr}, {at}{_natural(row)}."
+  if teacher and follows(teacher) is False:
+    text += f" The teacher itself hardly follows the trigger: ASR {_worst(teacher)}."
   return Verdict(row.label, "not carried over", text)
 
 

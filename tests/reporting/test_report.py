@@ -137,6 +137,14 @@ def test_a_trigger_that_fools_everyone_was_not_carried_over():
   assert "clean teacher's student follows the trigger as often" in said["agreement"].sentence
 
 
+def test_a_teacher_without_a_working_backdoor_has_none_to_carry():
+  teacher = {"network": "teacher", "method": None}
+  said = say(student(asr=0.1, **teacher), student("kd", 0.02))["kd"]
+  assert said.outcome == "not carried over"
+  assert "The teacher itself hardly follows the trigger: ASR 10.0" in said.sentence
+  assert "itself" not in say(student(asr=0.9, **teacher), student("kd", 0.02))["kd"].sentence
+
+
 def natural(method, rate, seed=0):
   """The cell of a natural rate, as `student` makes those of the ASR."""
   asr = student(method, rate, seed=seed)[1]
