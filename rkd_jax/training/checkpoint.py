@@ -173,13 +173,21 @@ def digest(tree: Tree) -> str:
 def hush_threads() -> None:
   """For a process that is a run: TensorStore's threads, which outlive a save that failed, complain
   of the closed event loop, each with a traceback. What failed is raised where it was asked for."""
-  told = sys.excepthook
+  told, noted = sys.excepthook, sys.unraisablehook
 
   def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    if kind is not RuntimeError or str(error) != "Event loop is closed":
+    if not _closed(error):
       told(kind, error, trace)
 
-  sys.excepthook = hook
+  def unraisable(what: Any) -> None:  # by the one or the other, as it comes
+    if not _closed(what.exc_value):
+      noted(what)
+
+  sys.excepthook, sys.unraisablehook = hook, unraisable
+
+
+def _closed(error: BaseException | None) -> bool:
+  return type(error) is RuntimeError and str(error) == "Event loop is closed"
 
 
 FULL = ("no space left", "file too large", "quota", "read-only file", "permission denied")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import jax.numpy as jnp
@@ -297,3 +298,15 @@ def test_arrays_that_are_not_those_saved_are_put_aside(tmp_path, monkeypatch):
   assert step == 1 and warnings and "step 2" in warnings[0]
   np.testing.assert_array_equal(restored["a"], state["a"])
   assert (tmp_path / "unreadable-2").exists()
+
+
+def test_threads_that_outlive_a_failed_save_are_not_heard(monkeypatch):
+  heard = []
+  monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: heard.append(str(error)))
+  monkeypatch.setattr(sys, "unraisablehook", lambda what: heard.append(str(what.exc_value)))
+  checkpoint.hush_threads()
+  for text in ("Event loop is closed", "something else"):
+    error = RuntimeError(text)
+    sys.excepthook(RuntimeError, error, None)
+    sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+  assert heard == ["something else"] * 2
