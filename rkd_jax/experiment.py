@@ -55,7 +55,7 @@ def run(
       story.check()
     workdir.make(directory)
     lock.enter_context(workdir.only_run(directory))
-    workdir.claim(directory, config)
+    workdir.claim(directory, config, dataset.fingerprint)
     looked = look(stories[0], say)
     ahead = expected(runner, stories)
     say.debug(f"{directory}, teachers in {runner.teachers}, {len(ahead)} phases")

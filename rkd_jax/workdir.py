@@ -15,18 +15,29 @@ from rkd_jax.reporting.files import read_json, remove_unfinished, write_json
 OURS = ("predictions", "metrics")  # folders of a workdir that files are written to
 
 
-def claim(workdir: pathlib.Path, config: Config) -> None:
-  """Marks the workdir as this config's; refuses another config's, naming what differs."""
+def claim(workdir: pathlib.Path, config: Config, fingerprint: str) -> None:
+  """Marks the workdir as this config's on this data; refuses another's, naming what differs.
+
+  `fingerprint`: of the data set.
+  """
   path, new = workdir / "config.json", configs.identity(config)
   if not path.exists():
-    write_json(path, new)
+    write_json(path, new | {"fingerprint": fingerprint})
     return
-  different = configs.differences(read_json(path), new)
+  old = read_json(path)
+  data = old.pop("fingerprint", fingerprint)
+  different = configs.differences(old, new)
   if different:
     shown = "\n  ".join(different[:10])
     raise UserError(
       f"{workdir} was made from another config:\n  {shown}\n"
       "Choose another --workdir (or leave it out), or use the old values."
+    )
+  if data != fingerprint:
+    raise UserError(
+      f"{workdir} was made from other images: {config.data.name!r} (or what is unlabelled) has "
+      "changed since, or is read in another way (config.data.memory_mib). Choose another "
+      "--workdir, or bring back the old images."
     )
 
 

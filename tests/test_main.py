@@ -12,6 +12,7 @@ from absl import flags
 from configs import quickstart
 from rkd_jax import config as configs
 from rkd_jax import experiment, main, workdir
+from rkd_jax.errors import UserError
 from rkd_jax.training.loop import Preempted
 
 # Of ml_collections, when it loads a config file.
@@ -185,7 +186,7 @@ def smoke(**changes):
 
 
 def test_another_configs_workdir_is_refused_by_what_differs(command, tmp_path):
-  workdir.claim(tmp_path / "run", smoke(labels=0.1, target=3))
+  workdir.claim(tmp_path / "run", smoke(labels=0.1, target=3), "f")
   text = refused(command(), r"config\.labels: 0\.1 there, 0\.05 now", r"config\.target: 3 there, 0")
   assert "config.contamination" not in text
   assert "teachers" not in {p.name for p in tmp_path.iterdir()}
@@ -280,3 +281,10 @@ def test_the_script_runs_commands_by_name(monkeypatch, capsys, argv, status, sai
   with pytest.raises(SystemExit) as left:
     main.cli()
   assert left.value.code == status and said in capsys.readouterr().err
+
+
+def test_a_workdir_of_other_images_is_refused(tmp_path):
+  workdir.claim(tmp_path, smoke(), "these")
+  workdir.claim(tmp_path, smoke(), "these")
+  with pytest.raises(UserError, match="was made from other images: 'digits'"):
+    workdir.claim(tmp_path, smoke(), "those")
