@@ -96,7 +96,7 @@ def test_on_paper_everything_is_open(tab, pages):
   assert "agreement removed the backdoor: ASR" in text
   assert "Every seed, with 95" in text and "Wilson" in text
   assert "teacher.epochs = 8" in text  # within closed details
-  assert "Feature variance" not in text  # an old run has none
+  assert "Feature variance by stage" in text
 
 
 def test_the_comparison_on_paper(tab, pages):
