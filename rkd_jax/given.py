@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rkd_jax.errors import UserError
+from rkd_jax.methods import base
 from rkd_jax.reporting.files import read_json
 from rkd_jax.training import checkpoint
 
@@ -66,6 +67,26 @@ class Given:
         f"(sha256 {self.sha256}). Copy the folder again from where it came."
       )
     return saved["roles"][self.role]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept(base.Method):
+  """No training: the given network takes its place among the phases, as it is.
+
+  It stands here and not among `methods`, because a config may not name it: without a `Given` its
+  student would be a network that nobody trained.
+  """
+
+  part = "nothing"
+
+  def roles(self, networks):
+    return {"student": base.Role(base.network(networks, "student"), player="student")}
+
+  def trains(self):
+    return {"steps": 0, "epochs": 0}
+
+  def loss(self, player, variables, state, batch, targets, key, step):
+    return {}, base.Aux()
 
 
 def choose(variables: Any, classes: tuple[int, ...]) -> Any:

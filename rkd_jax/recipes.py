@@ -113,7 +113,7 @@ def bcu(setup: Setup, *, base: Any = "kd", **fields: Any) -> Phases:
     ramp: rounds until the last temperature; 0: all of the phase's.
   """
   train = setup.config.student
-  epoch = max(1, len(setup.dataset.train) // train.batch_size)
+  epoch = max(1, setup.dataset.pool_size // train.batch_size)
   ramp = {"ramp": fields.get("ramp") or train.steps or train.epochs * epoch}
   repaired = setup.phase(
     "repaired", make_method({"name": "bcu", **fields, **ramp}), "pool", "student",
@@ -237,7 +237,8 @@ def resolved(config: Config, spec: Spec, above: tuple[str, ...] = ()) -> Spec:
   """The spec with methods that are only named replaced by their own fields in the config."""
   name = spec["name"]
   if name not in names() and "." not in name:
-    raise UserError(f"No method is called {name!r}. {nearest(name, names())}")
+    known = {*names(), *config.method}  # and the config's own, as rkd
+    raise UserError(f"No method is called {name!r}. {nearest(name, known)}")
   if name in above:
     raise UserError(f"The method {name!r} wraps itself: {' around '.join((*above, name))}.")
   if above and name in RECIPES and above[-1] not in REPAIRS:

@@ -190,11 +190,12 @@ class Runner:
     names, norms = phase.setting("networks"), phase.setting("normalisation")
     roles = phase.method.roles(Networks(self.config, self.dataset, names, norms))
     train, stream = phase.setting("train"), self._stream(phase)
-    rounds = train["steps"] or train["epochs"] * stream.steps_per_epoch
     optimizer, changes = Optimizer(**hashable(train["optimizer"])), train["optimizers"]
     changes = {role: hashable(fields) for role, fields in changes.items()}
     moves = Augment(**train["augment"])
-    program = make_program(phase.method, roles, rounds, moves, self.mesh, optimizer, changes)
+    program = make_program(
+      phase.method, roles, self.steps(phase), moves, self.mesh, optimizer, changes
+    )
     example = start.example_of(stream, self.dataset.image_shape, self.dataset.classes)
     return Ready(program, roles, given, stream, example)
 

@@ -12,7 +12,7 @@ from rkd_jax import lookup, strangers
 from rkd_jax.data import seeds
 from rkd_jax.data.sources import Dataset
 from rkd_jax.errors import UserError, nearest
-from rkd_jax.given import Given
+from rkd_jax.given import Given, Kept
 from rkd_jax.methods.attack import Attack
 from rkd_jax.methods.base import Method
 from rkd_jax.networks import Networks
@@ -145,7 +145,7 @@ class Setup:
     """The backdoored teacher, or the one that was given."""
     own = {"student": self.teacher_network}
     if self.given:
-      made, method = {"student": self.given}, make_method({"name": "given"})
+      made, method = {"student": self.given}, Kept()
       one = dataclasses.replace(self, seed=0)  # the same network, whatever the seed
       phase = one.phase("teacher", method, "nothing", "teacher", made, shared=True, networks=own)
       return phase["student"]

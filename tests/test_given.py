@@ -132,3 +132,9 @@ def test_its_variables_are_those_that_were_saved(folder):
   found = given.read(folder)
   leaves = np.concatenate([np.ravel(x) for x in found.variables()["params"]["conv"].values()])
   assert np.isfinite(leaves).all() and leaves.std() > 0
+
+
+def test_the_report_shows_its_first_look(folder, tmp_path):
+  run(tmp_path, **{"teacher.checkpoint": str(folder)})
+  report = (tmp_path / "run" / "report.html").read_text()
+  assert "Given teacher: first look" in report and "clean hold-out images are right" in report

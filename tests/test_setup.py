@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 
+import numpy as np
 import pytest
 import test_recipes
 from test_recipes import setup
@@ -309,6 +310,22 @@ def test_bcu_distils_the_teacher_into_its_own_kind_on_the_pool():
   assert found.setting("networks") == {"student": WIDE, "teacher": WIDE}
   assert train(found)["epochs"] == 6 and train(found)["optimizer"]["learning_rate"] == 0.01
   assert found.setting("poison") == made["student"].setting("poison") != None  # noqa: E711
+
+
+def test_bcus_last_temperature_comes_at_the_pools_end_with_all_its_images():
+  made = setup(**APART, student__batch_size=8, student__epochs=3)
+  more = np.zeros((len(made.dataset.train) + 1, *made.dataset.image_shape), np.uint8)
+  larger = dataclasses.replace(made, dataset=dataclasses.replace(made.dataset, unlabelled=more))
+  spec = {"name": "bcu", "base": {"name": "kd"}}
+  ramps = [recipes.phases(one, spec)["repaired"].method.ramp for one in (made, larger)]
+  assert len(made.dataset.train) == 20 and ramps == [3 * (20 // 8), 3 * (41 // 8)]
+
+
+def test_a_given_network_is_no_method():
+  with pytest.raises(UserError, match="No method is called 'given'"):
+    recipes.specs(setup(methods=("given",)).config)
+  with pytest.raises(UserError, match="Did you mean 'rkd'"):
+    recipes.specs(setup(methods=("rkdd",)).config)
 
 
 @pytest.mark.parametrize("label", ["finetune", "ft_sam", "nad", "bcu"])

@@ -76,6 +76,11 @@ class Dataset:
     return len(self.class_names)
 
   @property
+  def pool_size(self) -> int:
+    """How many images a student may see: for training, and without labels."""
+    return len(self.train) + (0 if self.unlabelled is None else len(self.unlabelled))
+
+  @property
   def image_shape(self) -> tuple[int, int, int]:
     """(H, W, C)."""
     height, width, channels = self.train.images.shape[1:]
@@ -119,16 +124,9 @@ def load(
     raise UserError(
       f"{name!r} has one class, {', '.join(class_names)!r}; there must be two to tell apart."
     )
-  if official is None:
-    size = splits.count("The test part (config.data.test)", test, len(whole))
-    whole, official = _cut(whole, size, classes, seeds.fold(split_seed, "test"))
-  size = splits.count("The hold-out (config.data.holdout)", holdout, len(whole))
-  used, held = _cut(whole, size, classes, seeds.fold(split_seed, "holdout"))
-  if train:
-    size = splits.count("The training part (config.data.train)", train, len(used))
-    used = _cut(used, size, classes, seeds.fold(split_seed, "train"))[1]
-  parts = {"train": used, "holdout": held, "test": official}
+  parts = _parts(whole, official, classes, split_seed, holdout, test, train)
   _check(name, parts, classes)
+  used = parts["train"]
   mean, std = PUBLISHED.get(":".join(name.split(":")[:2])) or statistics(used.images)
   if kind == "folder" and options.unlabelled:
     _check_apart(argument, options.unlabelled, data_dir, class_names)
@@ -137,9 +135,7 @@ def load(
   called = kind if kind in PLACES else name
   return Dataset(
     name=name,
-    train=used,
-    holdout=held,
-    test=official,
+    **parts,
     class_names=class_names,
     mean=mean,
     std=std,
@@ -191,6 +187,22 @@ def _check_apart(
       f"'folder:{labelled}', also of its test part: the student would learn from what it is tested "
       "on. Name a folder of other images."
     )
+
+
+def _parts(
+  whole: Split, official: Split | None, classes: int, split_seed: int,
+  holdout: float, test: float, train: float,
+) -> dict[str, Split]:  # fmt: skip
+  """{"train", "holdout", "test"}, each example in one of them at most."""
+  if official is None:
+    size = splits.count("The test part (config.data.test)", test, len(whole))
+    whole, official = _cut(whole, size, classes, seeds.fold(split_seed, "test"))
+  size = splits.count("The hold-out (config.data.holdout)", holdout, len(whole))
+  used, held = _cut(whole, size, classes, seeds.fold(split_seed, "holdout"))
+  if train:
+    size = splits.count("The training part (config.data.train)", train, len(used))
+    used = _cut(used, size, classes, seeds.fold(split_seed, "train"))[1]
+  return {"train": used, "holdout": held, "test": official}
 
 
 def _cut(split: Split, size: int, classes: int, seed: int) -> tuple[Split, Split]:

@@ -56,6 +56,21 @@ def methods(config: Mapping[str, Any]) -> list[str]:
   return [str(m.get("name") if isinstance(m, Mapping) else m) for m in given]
 
 
+def given(looked: Mapping[str, Any]) -> dict[str, str]:
+  """What a teacher that was made elsewhere said of the clean hold-out; {} where none was given."""
+  accuracy, warnings = looked.get("accuracy"), looked.get("warnings") or []
+  if not isinstance(accuracy, (int, float)):
+    return {}
+  mean, std = looked.get("normalisation") or ([], [])
+  pixels = f"mean {words(mean)}; std {words(std)} ({words(looked.get('normalisation_source'))})"
+  return {
+    "Network": words(looked.get("network")),
+    "Pixels": pixels,
+    "First look": f"{percent(accuracy)} of {words(looked.get('holdout'))} clean hold-out images are"
+    " right, which it may have been trained on.",
+  } | ({"Doubts": " ".join(map(str, warnings))} if warnings else {})
+
+
 def phase(given: Mapping[str, Any]) -> dict[str, str]:
   """A phase of the manifest as a line of a table."""
   shown = {key: given.get(key) for key in ("method", "name", "seed", "teacher", "steps")}

@@ -68,6 +68,7 @@ def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell
     "curves": figures.training(workdir, phases, mappings(run.get("costs"))),
     "examples": pictures.examples(workdir / "examples.npz", classes),
     "teachers": mappings(run.get("teachers")),
+    "given": page.given(mapping(run.get("given"))),
     "again": rerun.again(run),
     **_costs(phases, mappings(run.get("costs"))),
     **_inside(workdir, run, sections, classes),
