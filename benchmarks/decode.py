@@ -24,7 +24,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-import cv2
+import cv2  # pyright: ignore[reportMissingImports]
 import measure
 import numpy as np
 from PIL import Image, features
