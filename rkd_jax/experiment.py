@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from rkd_jax import config as configs
 from rkd_jax import first_look, manifest, workdir
 from rkd_jax.data import sources
@@ -118,5 +120,12 @@ def load(config: Config, say: Reporter) -> sources.Dataset:
   dataset = sources.load(data.name, data.data_dir or None, data.split_seed, *sizes, options)
   if dataset.skipped:
     shown = "\n  ".join(dataset.skipped[:SHOWN])
-    say.warn(f"{len(dataset.skipped)} images cannot be read and are left out:\n  {shown}")
+    more = len(dataset.skipped) - SHOWN
+    say.warn(f"Left out:\n  {shown}" + (f"\n  and {more} more" if more > 0 else ""))
+  counts = np.bincount(dataset.test.labels, minlength=dataset.classes)
+  if missing := [name for name, n in zip(dataset.class_names, counts, strict=True) if not n]:
+    say.warn(
+      f"The test part has no image of {len(missing)} of {dataset.classes} classes "
+      f"({', '.join(missing[:SHOWN])}): no measured number says anything about them."
+    )
   return dataset

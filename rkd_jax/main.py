@@ -69,7 +69,7 @@ def explain(argv: Sequence[str], error: BaseException) -> str:
   text = str(error).replace("\\'", "'").replace("\\n", "\n")
   if missing := re.match(r"\W*'(\w+)'\W*(Did you mean \"\w+\")?", text):
     given = next((a for a in argv if a.partition("=")[0].endswith(f".{missing[1]}")), "")
-    hint = f" {missing[2]}?" if missing[2] else ""
+    hint = f" {missing[2]}?" if missing[2] else elsewhere(missing[1])
     return (
       f"The config has no key {missing[1]!r} ({given}).{hint} All keys are in rkd_jax/config.py."
     )
@@ -85,6 +85,15 @@ def explain(argv: Sequence[str], error: BaseException) -> str:
     wanted = next(found, "")
     return f"Cannot load the config {wanted!r}: {lines[-1]}"
   return lines[-1] if "Traceback" in text else text
+
+
+def elsewhere(key: str) -> str:
+  """In which of the default config's sections such a key stands, as a sentence; "" for nowhere."""
+  from rkd_jax import config as configs
+
+  paths = configs.flatten(configs.default().to_dict())
+  found = [f"--{path}=" for path in paths if path.split(".")[2:] == [key]]
+  return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
 def main(argv: Sequence[str]) -> int:

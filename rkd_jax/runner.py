@@ -67,6 +67,27 @@ class Finished:
     return questions.ask(self.program, self.trees, self.memory)
 
 
+class Spent:
+  """How long a phase has trained so far, over all its sittings.
+
+  What a killed process did after its last checkpoint is done again, and not counted twice.
+
+  Args:
+    path: where it is kept from one sitting to the next.
+    step: that this sitting goes on from; from 0 on nothing was spent.
+  """
+
+  def __init__(self, path: pathlib.Path, step: int):
+    self._path, self._began = path, time.monotonic()
+    self._before = read_json(path)["seconds"] if step and path.exists() else 0.0
+
+  def seconds(self) -> float:
+    return self._before + time.monotonic() - self._began
+
+  def save(self) -> None:
+    write_json(self._path, {"seconds": self.seconds()})
+
+
 class Ready(NamedTuple):
   """All that a phase needs before its first state."""
 
@@ -246,12 +267,18 @@ class Runner:
     with contextlib.closing(checkpoints), contextlib.closing(ready.stream):
       state, frozen = start.resumed(*ready, checkpoints)
       start.cache_targets(program, program.still(frozen, state.roles), ready.stream)
-      step, began = int(state.step), time.monotonic()
+      step = int(state.step)
+      spent = Spent(directory / "spent.json", step)
       with (
         MetricsWriter(lines, directory / "tensorboard", step + 1 if step else 0) as writer,
         self.say.phase(described(phase), step, program.rounds) as tick,
       ):
         evaluate = self._evaluator(program, frozen)
+
+        def flush() -> None:
+          writer.flush()
+          spent.save()
+
         running = loop.Running(
           program=program,
           roles=ready.roles,
@@ -260,11 +287,11 @@ class Runner:
           example=ready.example,
           log_every=log_every(program.rounds, ready.stream.steps_per_epoch),
           save_every=self.config.save_every,
-          hooks=loop.Hooks(evaluate, writer.write, writer.flush, tick),
+          hooks=loop.Hooks(evaluate, writer.write, flush, tick),
         )
         state = loop.train(running, state, checkpoints, self.stop, had_stopped(lines))
         jax.block_until_ready(state)
-    seconds, images = time.monotonic() - began, (int(state.step) - step) * ready.stream.batch
+    seconds, images = spent.seconds(), int(state.step) * ready.stream.batch
     record = {"steps": int(state.step), "seconds": seconds}
     record["images_per_second"] = images / seconds if images else None  # none was trained on
     record["peak_memory"] = peak_memory()
@@ -287,6 +314,7 @@ class Runner:
     checkpoint.save_tree(directory / "final", saved)
     record = {"phase": phase.describe(), "sha256": checkpoint.digest(saved)} | record
     write_json(directory / "done.json", record)
+    (directory / "spent.json").unlink(missing_ok=True)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     return Finished(phase, program, frozen | state.roles, state.memory, directory, record)
 

@@ -47,7 +47,8 @@ def make(directory: pathlib.Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(
-      f"Cannot make the directory {directory}: {error.strerror}. Choose another --workdir."
+      f"Cannot make the directory {directory}: {error.strerror}. Choose another --workdir or "
+      "--config.teachers_dir, whichever it lies in."
     ) from error
 
 

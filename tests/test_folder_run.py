@@ -92,4 +92,4 @@ def test_broken_images_are_refused_or_left_out_and_said(root, tmp_path, capsys):
   finally:
     broken.unlink()
   (skipped,) = document["run"]["data"]["skipped"]
-  assert "broken.png" in skipped and "1 images cannot be read" in capsys.readouterr().err
+  assert "broken.png" in skipped and "Left out:" in capsys.readouterr().err

@@ -62,6 +62,10 @@ def refused(result, *words) -> str:
 WRONG = {
   # the command line
   "unknown key": (["--config.lables=0.1"], [r"'lables'", r"labels"]),
+  "unknown key above": (
+    ["--config.epochs=3"],
+    [r"'epochs'", r"--config.student.epochs= or --config.teacher"],
+  ),
   "unknown key inside": (["--config.student.epoch=3"], [r"'epoch'", r"epochs"]),
   "wrong type": (["--config.labels=5%"], [r"--config\.labels is '5%'; give a number"]),
   "wrong type of a whole number": (

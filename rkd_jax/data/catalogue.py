@@ -80,11 +80,17 @@ class Catalogue:
 
   def has_files(self, path: bytes) -> bool:
     """Whether images lie directly in a folder."""
+    return self.files(path)[0] > 0
+
+  def files(self, path: bytes) -> tuple[int, bytes]:
+    """How many images lie directly in a folder, and the path of the first."""
     low, high = _within(path)
     query = (
-      "SELECT 1 FROM file WHERE path > ? AND path < ? AND instr(substr(path, ?), ?) = 0 LIMIT 1"
+      "SELECT COUNT(*), MIN(path) FROM file WHERE path > ? AND path < ? "
+      "AND instr(substr(path, ?), ?) = 0"
     )
-    return self._db.execute(query, (low, high, len(low) + 1, b"/")).fetchone() is not None
+    count, first = self._db.execute(query, (low, high, len(low) + 1, b"/")).fetchone()
+    return count, first or b""
 
   def store(self, paths: Sequence[bytes]) -> tuple[Store, np.ndarray]:
     """All images below some folders: a store, by folder and then by path, and which folder each

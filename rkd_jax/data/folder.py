@@ -20,6 +20,7 @@ from rkd_jax.errors import UserError, nearest
 # What the parts are called, in capitals or not; the first that is there counts.
 TRAINS = ("train", "training")
 TESTS = ("test", "testing", "val", "validation", "valid")
+KINDS = f"can read {', '.join(SUFFIXES)} (convert HEIC, TIFF, AVIF or GIF to one of these)"
 LAYOUT = "<split>/<class>/<image> or <class>/<image>"
 
 Arrays = tuple[Images, np.ndarray]  # images uint8[N, H, W, C], labels int32[N]
@@ -27,7 +28,7 @@ Arrays = tuple[Images, np.ndarray]  # images uint8[N, H, W, C], labels int32[N]
 
 class Found(NamedTuple):
   """A data set: train, test or None, K class names (sorted, numbers as numbers), and "file: reason"
-  for every image that was left out."""
+  for every image that was left out (one line for all those beside the class folders)."""
 
   train: Arrays
   test: Arrays | None
@@ -58,6 +59,7 @@ def read(path: str, data_dir: str | None, options: Options = Options()) -> Found
     first, second = _splits(found)
     names = _classes(found, first)
     lists = [_listed(found, first, names)]
+    loose = _loose(found, first, *([] if second is None else [second]))
     if second is not None:
       lists.append(_listed(found, second, names))
   where = _place(found, first)
@@ -65,7 +67,7 @@ def read(path: str, data_dir: str | None, options: Options = Options()) -> Found
   parts = reading.read([listed.store for listed in lists], options)
   arrays = [(one.images, _labels(one, listed)) for one, listed in zip(parts, lists, strict=True)]
   _check_counts(arrays[0][1], names, where)
-  skipped = tuple(line for one in parts for line in one.skipped)
+  skipped = (*loose, *(line for one in parts for line in one.skipped))
   shown_names = tuple(shown(name) for name in names)
   return Found(arrays[0], arrays[1] if len(arrays) > 1 else None, shown_names, skipped)
 
@@ -92,7 +94,7 @@ def unlabelled(
   with Catalogue(_tree(path, data_dir, "images")) as found:
     store, _ = found.store([b""])
   if not len(store):
-    raise UserError(f"{found.tree.where} holds no images; can read {', '.join(SUFFIXES)}.")
+    raise UserError(f"{found.tree.where} holds no images; {KINDS}.")
   (one,) = reading.read([store], options, shape)
   return one.images, one.skipped
 
@@ -166,6 +168,17 @@ def _classes(found: Catalogue, root: bytes) -> list[bytes]:
   return names
 
 
+def _loose(found: Catalogue, *roots: bytes) -> list[str]:
+  """A line for every split with images that lie in no class folder."""
+  lines = []
+  for root in roots:
+    count, first = found.files(root)
+    if count:
+      more = f" and {count - 1:,} more" if count > 1 else ""
+      lines.append(f"{shown(first)}{more}: beside the class folders, so of no class")
+  return lines
+
+
 def _listed(found: Catalogue, root: bytes, names: list[bytes]) -> Listed:
   own = _classes(found, root)
   known = {name: label for label, name in enumerate(names)}
@@ -179,9 +192,7 @@ def _listed(found: Catalogue, root: bytes, names: list[bytes]) -> Listed:
   empty = np.flatnonzero(np.bincount(place, minlength=len(own)) == 0)
   if empty.size:
     where = _place(found, _join(root, own[empty[0]]))
-    raise UserError(
-      f"{where} holds no images; can read {', '.join(SUFFIXES)}. Put some there, or remove it."
-    )
+    raise UserError(f"{where} holds no images; {KINDS}. Put some there, or remove it.")
   return Listed(store, np.array([known[name] for name in own], np.int32)[place])
 
 

@@ -26,7 +26,8 @@ def make(found: Sequence[Verdict]) -> list[dict[str, Any]]:
     if who:
       rest = f"{link} {_listed(who)}."
       parts.append({"outcome": outcome, "word": word, "rest": rest, "minor": minor})
-  nothing = {"outcome": "unknown", "word": "Unknown", "rest": ".", "minor": False}
+  nothing = {"outcome": "unknown", "word": "Nothing to judge", "minor": False}
+  nothing |= {"rest": ": no student with a teacher was measured."}
   return parts or [nothing]
 
 

@@ -90,7 +90,8 @@ class Reporter:
       yield Ticker(self._plan, title, start, total)
     seconds = time.monotonic() - began
     self._plan.end(title, total - start, seconds)
-    self.say(f"{title:<44} {total - start:>6} steps {seconds:>7.1f} s")
+    resumed = f", from step {start}" if start else ""
+    self.say(f"{title:<44} {total:>6} steps {seconds:>7.1f} s{resumed}")
 
   def _live(self) -> bool:
     """Whether bars can be drawn: in a terminal that a person sees, not where one is only claimed

@@ -225,6 +225,14 @@ def test_errors_name_the_place(tmp_path, make, message):
     load(root)
 
 
+def test_images_beside_the_class_folders_are_named(tmp_path):
+  write(tmp_path / "train")
+  for name in ("b", "a"):
+    save(tmp_path / "train" / f"{name}.png", pixels(0))
+  (line,) = load(tmp_path).skipped
+  assert line == "train/a.png and 1 more: beside the class folders, so of no class"
+
+
 def test_a_name_without_a_path():
   with pytest.raises(UserError, match="'folder:' is no folder"):
     sources.load("folder", None, 0, 0.1, 0.1)

@@ -215,14 +215,15 @@ def test_missing_values_are_shown_as_such(tmp_path):
 def test_a_run_without_numbers_is_unknown(tmp_path):
   results.write(tmp_path / "results.json", {}, [])
   text = words(report.write(tmp_path).read_text())
-  assert "No student with a teacher was measured" in text
+  assert "Nothing to judge: no student with a teacher was measured." in text
+  assert "Removed: the worst" not in text  # nothing was
 
 
 def test_images_that_were_left_out_are_counted(tmp_path):
   data = {"name": "folder:x", "skipped": ["x/a.png: empty", "x/b.png: empty"]}
-  assert "2 that cannot be read" in words(page(tmp_path, student("kd", 0.9), data=data))
+  assert "x/a.png: empty; x/b.png: empty" in words(page(tmp_path, student("kd", 0.9), data=data))
   data["skipped"] = []
-  assert "cannot be read" not in words(page(tmp_path, student("kd", 0.9), data=data))
+  assert "Left out" not in words(page(tmp_path, student("kd", 0.9), data=data))
 
 
 def test_a_method_without_cells_keeps_its_row(tmp_path):
@@ -247,6 +248,8 @@ def test_an_unknown_trigger_leaves_everything_about_it_open(tmp_path):
   text = words(page(tmp_path, cells, seeds=[0]))
   assert "Unknown for kd and agreement." in text and "No trigger was tried" in text
   assert "agreement: unknown, at 95.0 % accuracy. No trigger is known." in text
+  assert "Removed: the worst" not in text
+  assert "Removed: the worst" in words(page(tmp_path, student("kd", 0.9)))
   assert "Threat model: unknown; no trigger was put on any image." in text
   assert "Attack success by true class" not in text and "removed the backdoor" not in text
 
@@ -267,9 +270,8 @@ def test_the_headline_names_a_cure_with_its_price():
   assert found[0]["rest"].replace("\u202f", " ") == (
     " by a (accuracy 50.0 %), b (accuracy 50.0 %), c (accuracy 50.0 %) and 2 more."
   )
-  assert headline.make([]) == [
-    {"outcome": "unknown", "word": "Unknown", "rest": ".", "minor": False}
-  ]
+  (part,) = headline.make([])
+  assert part["word"] + part["rest"] == "Nothing to judge: no student with a teacher was measured."
 
 
 def test_what_needs_an_oracle_stays_out_of_the_comparison(tmp_path):
