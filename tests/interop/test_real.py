@@ -49,7 +49,7 @@ def test_one_with_a_backdoor_as_a_module_of_ones_own(test_set):
   checkpoint = interop.read(BACKDOORED)
   with pytest.raises(UserError, match="no known network"):
     interop.convert(checkpoint)
-  found = interop.convert(checkpoint, "tests.interop.stranger_cnn")
+  found = interop.convert(checkpoint, "configs.badnets_cnn")
   images, labels = test_set
   triggered = images.copy()
   triggered[:, -5:, -5:] = 255
