@@ -29,6 +29,7 @@ class Match(NamedTuple):
   group: Group
   networks: tuple[str, ...]
   names: Mapping[str, str]  # {our leaf: its name in the file}
+  wanted: Mapping[str, Shape]  # {our leaf: its shape}
   classes: int
   channels: int
   side: int | None
@@ -63,7 +64,7 @@ def convert(
 
   return Converted(
     **described(found, checkpoint.metadata, network),
-    variables=layout.variables(found.names, found.group.tensors),
+    variables=layout.variables(found.names, found.wanted, found.group.tensors),
   )
 
 
@@ -127,7 +128,7 @@ def _held(
   names = {leaf: paths[layout.path_of(leaf)] for leaf in wanted}
   difference = layout.compare(networks[0], family.name, names, wanted, shapes)
   fixed = side if any(leaf.endswith("params/place") for leaf in wanted) else None
-  yield Match(family, group, tuple(networks), names, classes, channels, fixed, difference)
+  yield Match(family, group, tuple(networks), names, wanted, classes, channels, fixed, difference)
 
 
 def unknown(path: str, nearest: Match | None) -> str:

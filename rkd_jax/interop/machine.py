@@ -18,6 +18,7 @@ from rkd_jax.interop.values import Global, NumpyArray, NumpyType, Opaque, Ordere
 
 Persistent = Callable[[tuple], Any]  # what a tuple of ("storage", ...) stands for
 _OLD = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # modules of Python 2
+_OLDER = {"builtins.long": "int", "builtins.unicode": "str", "builtins.xrange": "range"}
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _COST = 72  # bytes of a small object and what points to it
 _SET = 216  # of an empty set
@@ -169,14 +170,24 @@ class Machine:
 
   def _append(self, name: str, _: None) -> None:
     items = self._to_mark() if name == "APPENDS" else [self._pop()]
-    target = self._top()
+    target = self._held(list)
     if type(target) is not list:
       raise self._damaged(f"{name} to what is no list")
     target.extend(items)
 
+  def _held(self, kind: type) -> Any:
+    """What takes the items: the value on top, or what an object that is not made holds."""
+    target = self._top()
+    if not isinstance(target, Opaque):
+      return target
+    if target.items is None:
+      self._budget.spend(_SET)
+      target.items = kind()
+    return target.items
+
   def _set_item(self, name: str, _: None) -> None:
     items = self._to_mark() if name == "SETITEMS" else [self._pop(), self._pop()][::-1]
-    target = self._top()
+    target = self._held(dict)
     if type(target) not in (dict, Ordered):
       raise self._damaged(f"{name} in what is no dictionary")
     self._set_items(target, items)
@@ -218,7 +229,10 @@ class Machine:
       if not all(type(part) is str for part in argument):
         raise self._damaged("a global whose name is no text")
     module, attribute = argument
-    self._push(self._named(f"{_OLD.get(module, module)}.{attribute}"))
+    named = f"{_OLD.get(module, module)}.{attribute}"
+    if module in _OLD and named in _OLDER:
+      named = f"builtins.{_OLDER[named]}"
+    self._push(self._named(named))
 
   def _named(self, name: str) -> Any:
     if not _NAME.fullmatch(name):

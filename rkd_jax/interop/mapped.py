@@ -42,7 +42,7 @@ def convert(checkpoint: Checkpoint, network: str, side: int, channels: int) -> C
     names = {leaf: _name(keys, leaf, network) for leaf in wanted}
     difference = layout.compare(network, f"{network}.KEYS", names, wanted, shapes)
     if not len(difference):
-      return _converted(network, names, group, classes, channels, side)
+      return _converted(network, names, wanted, group, classes, channels, side)
     errors.append(f"{group.place}: {difference}")
   found = "; ".join(errors) or f"no tensor is called '{wanted_head[0]}.weight'"
   raise UserError(
@@ -80,11 +80,17 @@ def _first(names: Iterable[str]) -> str:
 
 
 def _converted(
-  network: str, names: Mapping[str, str], group: Group, classes: int, channels: int, side: int
+  network: str,
+  names: Mapping[str, str],
+  wanted: Mapping[str, layout.Shape],
+  group: Group,
+  classes: int,
+  channels: int,
+  side: int,
 ) -> Converted:
   return Converted(
     network=network,
-    variables=layout.variables(names, group.tensors),
+    variables=layout.variables(names, wanted, group.tensors),
     classes=classes,
     channels=channels,
     side=side,

@@ -10,23 +10,62 @@ from typing import Any
 
 import numpy as np
 
-from rkd_jax.interop.budget import Budget
+from rkd_jax.interop.budget import NAME, Budget
 from rkd_jax.interop.dtypes import NAMED, STORAGES
 from rkd_jax.interop.refusals import RESAVE, RefusedError, shown
 from rkd_jax.interop.values import Global, NumpyArray, NumpyType, Ordered, Storage, Tensor
 
 Args = tuple[Any, ...]
+_KEYS = (str, int, float, bool, type(None))
 _LATIN = ("latin1", "latin-1", "iso-8859-1")
 _NUMPY = re.compile(r"b1?|[iu][1248]|f[248]|c8|c16|[SU][1-9][0-9]{0,5}|\?")
 # Classes without anything to run that training scripts leave in checkpoints: noted, never made.
-OPAQUE = frozenset(
-  {"argparse.Namespace", "builtins.object"}
-  | {f"pathlib.{system}Path" for system in ("Posix", "Windows", "PurePosix", "PureWindows")}
-)
+_DATA = {  # {module: its classes}
+  "addict.addict": "Dict",
+  "argparse": "Namespace",
+  "builtins": "object range slice",
+  "collections": "deque",
+  "datetime": "date datetime time timedelta timezone",
+  "decimal": "Decimal",
+  "easydict": "EasyDict",
+  "fractions": "Fraction",
+  "fvcore.common.config": "CfgNode",
+  "lightning.fabric.utilities.data": "AttributeDict",
+  "lightning.pytorch.utilities.parsing": "AttributeDict",
+  "lightning_fabric.utilities.data": "AttributeDict",
+  "ml_collections.config_dict.config_dict": "ConfigDict FrozenConfigDict FieldReference",
+  "mmcv.utils.config": "Config ConfigDict",
+  "mmengine.config.config": "Config ConfigDict",
+  "munch": "Munch",
+  "numpy.random._mt19937": "MT19937",
+  "numpy.random._pcg64": "PCG64 PCG64DXSM",
+  "numpy.random._pickle": "__bit_generator_ctor __generator_ctor __randomstate_ctor",
+  "numpy.random.bit_generator": "SeedSequence __pyx_unpickle_SeedSequence",
+  "omegaconf.base": "ContainerMetadata Metadata",
+  "omegaconf.dictconfig": "DictConfig",
+  "omegaconf.listconfig": "ListConfig",
+  "omegaconf.nodes": "AnyNode BooleanNode BytesNode FloatNode IntegerNode PathNode StringNode",
+  "pathlib": "PosixPath WindowsPath PurePosixPath PureWindowsPath",
+  "pathlib._local": "PosixPath WindowsPath PurePosixPath PureWindowsPath",
+  "PIL.Image": "Image",
+  "pytorch_lightning.utilities.parsing": "AttributeDict",
+  "torch": "Generator",
+  "types": "SimpleNamespace",
+  "uuid": "SafeUUID UUID",
+  "yacs.config": "CfgNode",
+  "zoneinfo": "ZoneInfo",
+}
+OPAQUE = frozenset(f"{module}.{name}" for module, names in _DATA.items() for name in names.split())
 # Named only as an argument of others.
+_CALLBACK = "callbacks.model_checkpoint.ModelCheckpoint"  # a key of Lightning's older files
 MARKERS = frozenset(
-  {"numpy.ndarray", "torch.Tensor", "torch.nn.parameter.Buffer"}
+  {"numpy.ndarray", "torch.Tensor", "torch.nn.parameter.Buffer", "typing.Any"}
   | {f"builtins.{name}" for name in ("list", "dict", "int", "float", "str", "bool", "tuple")}
+  | {
+    f"numpy.{name}"
+    for name in ("bool_", "float16", "float32", "float64", "int32", "int64", "uint8")
+  }
+  | {f"pytorch_lightning.{_CALLBACK}", f"lightning.pytorch.{_CALLBACK}"}
 )
 TYPES = {
   **{f"torch.{name}": dtype for name, dtype in NAMED.items()},
@@ -81,7 +120,7 @@ def _ordered(args: Args, budget: Budget) -> Ordered:
 def _mapping(args: Args, budget: Budget) -> dict:
   """Counter(dict), defaultdict(type)."""
   _need(len(args) <= 1)
-  if not args or isinstance(args[0], Global):
+  if not args or args[0] is None or isinstance(args[0], Global):
     return {}
   _need(type(args[0]) is dict)
   budget.spend(128 * len(args[0]))
@@ -209,9 +248,20 @@ def numpy_array(shape: Any, kind: Any, fortran: Any, data: Any) -> np.ndarray:
   return found.reshape(_wholes(shape), order="F" if fortran else "C")
 
 
+def _is_short(value: Any) -> bool:
+  return type(value) in _KEYS and (type(value) is not str or len(value) <= 64)
+
+
 def check_key(key: Any, known: Any, budget: Budget) -> Any:
-  """The key, if it is one that costs nothing to compare and is new. Raises `RefusedError`."""
-  if type(key) not in (str, int, float, bool, type(None)):
+  """The key, if it is one that costs nothing to compare and is new. Raises `RefusedError`.
+
+  A class becomes its name, and a short tuple the text of it.
+  """
+  if isinstance(key, Global):
+    key = key.name
+  if type(key) is tuple and 0 < len(key) <= 8 and all(_is_short(part) for part in key):
+    key = shown(key, NAME)
+  if type(key) not in _KEYS:
     raise RefusedError(f"a key of a dictionary or set that is a {type(key).__name__}", RESAVE)
   if (
     type(key) is int and abs(key) >= 2**60

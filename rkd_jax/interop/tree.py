@@ -80,6 +80,8 @@ class _Flat:
 def _state(value: Opaque) -> dict[Any, Any]:
   state = value.state[0] if type(value.state) is tuple and value.state else value.state
   found = {"arguments": value.args} if value.args else {}
+  if value.items:
+    found["items"] = value.items
   return {**found, **state} if type(state) is dict else found
 
 

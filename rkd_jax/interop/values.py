@@ -58,11 +58,15 @@ class NumpyArray:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Opaque:
-  """An object of a class that is not known here: its name and what the pickle says it holds."""
+  """An object of a class that is not known here: its name and what the pickle says it holds.
+
+  `items`: of one that is a kind of list or dictionary.
+  """
 
   name: str
   args: Any = ()
   state: Any = None
+  items: list | dict | None = None
 
 
 class Ordered(dict):

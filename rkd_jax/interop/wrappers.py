@@ -1,6 +1,7 @@
 """Where in a checkpoint the network is: containers, and prefixes that wrappers put before names."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -10,13 +11,13 @@ CONTAINERS = (
   "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema",
   "state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params",
 )  # fmt: skip
-PREFIXES = (
-  "module.", "model.", "_orig_mod.", "net.", "network.", "backbone.", "ema_model.", "model_ema.",
-  "ema.",
-)  # fmt: skip
+# Around a part of a network: DataParallel, torch.compile, FSDP, activation checkpointing.
+INNER = re.compile(
+  r"(?<=\.)((module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+)
 AVERAGED = ("ema.", "ema_model.", "model_ema.")
 IGNORED = ("num_batches_tracked", "n_averaged")  # counts of steps: no network computes with them
-TRIED = 6  # groups at most
+TRIED, DEEP = 12, 8  # groups at most, and prefixes of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Group:
 
   Attributes:
     container: the keys that they lie under; "" where there are none.
-    prefix: what stood before each name, "module." and the like.
+    prefix: what stood before each name: "module.", or whatever all have in common.
     tensors: {name without it: array}.
   """
 
@@ -53,18 +54,34 @@ def groups(tensors: Mapping[str, np.ndarray]) -> list[Group]:
 
 
 def _parts(container: str, prefix: str, arrays: dict[str, np.ndarray]) -> Iterable[Group]:
-  """Without the prefixes that all names have; averaged weights are a group of their own."""
-  while True:
+  """Without the prefixes that all names have, then with them, for whoever knows the names so;
+  averaged weights are a group of their own."""
+  whole = arrays
+  for _ in range(DEEP):
     if averaged := _first(arrays, AVERAGED):
       own = {k.removeprefix(averaged): v for k, v in arrays.items() if k.startswith(averaged)}
       yield from _parts(container, prefix + averaged, own)
       arrays = {k: v for k, v in arrays.items() if not k.startswith(averaged)}
-    common = next((p for p in PREFIXES if arrays and all(k.startswith(p) for k in arrays)), "")
-    if not common:
+    firsts = {k.partition(".")[0] + "." for k in arrays}
+    common = firsts.pop() if len(firsts) == 1 else ""
+    if not common or not all(k.startswith(common) for k in arrays):
       break
     prefix, arrays = prefix + common, {k.removeprefix(common): v for k, v in arrays.items()}
   if arrays:
-    yield Group(container, prefix, arrays)
+    yield Group(container, prefix, _plain(arrays))
+    if len(arrays) == len(whole) and prefix:
+      yield Group(container, prefix.removesuffix(_taken(whole, arrays)), whole)
+
+
+def _taken(whole: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> str:
+  """What the names have lost at their beginning."""
+  return next(iter(whole)).removesuffix(next(iter(arrays)))
+
+
+def _plain(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Without what wrappers around parts of the network put into names, if names stay apart."""
+  found = {INNER.sub("", name): array for name, array in arrays.items()}
+  return found if len(found) == len(arrays) else arrays
 
 
 def _first(arrays: Iterable[str], prefixes: tuple[str, ...]) -> str:
@@ -72,7 +89,7 @@ def _first(arrays: Iterable[str], prefixes: tuple[str, ...]) -> str:
   return next((p for p in prefixes if len({key.startswith(p) for key in arrays}) == 2), "")
 
 
-def _rank(group: Group) -> tuple[int, int, int]:
+def _rank(group: Group) -> tuple[bool, int, int]:
   last = group.container.rpartition("/")[2]
   known = CONTAINERS.index(last) if last in CONTAINERS else len(CONTAINERS)
   plain = not group.prefix.startswith(AVERAGED)

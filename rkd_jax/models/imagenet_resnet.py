@@ -18,7 +18,7 @@ from rkd_jax.models.layers import BLOCKS, BOTTLENECKS
 from rkd_jax.models.network import Edit, Outputs
 
 STAGES: tuple[str, ...] = ("stage1", "stage2", "stage3", "stage4")
-STEMS = ("imagenet", "cifar")
+STEMS = {"imagenet": (7, 2), "cifar": (3, 1), "pooled": (3, 1)}  # window and stride
 
 
 class Model(nn.Module):
@@ -32,7 +32,8 @@ class Model(nn.Module):
     widen: the 3x3 of a bottleneck has this many times the channels: 50 and 2 are WideResNet-50-2.
     width: channels of the first stage's 3x3 convolutions; 64 but for toys and small students.
     classes: K.
-    stem: "imagenet", a 7x7 convolution and a pool, each of stride 2; or "cifar", a 3x3 convolution.
+    stem: "imagenet", a 7x7 convolution and a pool, each of stride 2; "cifar", a 3x3 convolution;
+      "pooled", that 3x3 and the pool, as huyvnphan's code for CIFAR-10 has it.
     dtype: of the activations; parameters, statistics, embedding and logits are float32.
     bn_group: examples per normalisation group (see `norm.BatchNorm`).
   """
@@ -81,10 +82,9 @@ class Model(nn.Module):
     return Outputs(nn.Dense(self.classes, name="head")(embedding), features, pre_relu, embedding)
 
   def _stem(self, images: jax.Array, train: bool) -> jax.Array:
-    window = (7, 2) if self.stem == "imagenet" else (3, 1)
     like: dict[str, Any] = dict(dtype=self.dtype, bn_group=self.bn_group)
-    x = nn.relu(layers.normed(images, train, "conv", self.width, *window, **like))
-    return layers.max_pool(x, 3, 2, 1) if self.stem == "imagenet" else x
+    x = nn.relu(layers.normed(images, train, "conv", self.width, *STEMS[self.stem], **like))
+    return x if self.stem == "cifar" else layers.max_pool(x, 3, 2, 1)
 
   def _block(self, stage: int, i: int) -> "Block":
     stride = 2 if stage and i == 0 else 1

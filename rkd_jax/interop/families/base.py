@@ -21,6 +21,7 @@ LEAVES = {
 }
 LARGEST = 2**16  # of any number that a network's name says; what is larger is no such network
 BLOCKS = 640  # of a network at most (ResNet-1202 has 600): each takes time to trace
+AND = "|"  # between names on their side: tensors that ours is made of, one below the other
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # kuangliu's: means of images' stds
@@ -46,7 +47,8 @@ class Family:
     nothing where the names are another family's. It may err: what it says is compared.
   rules: what they call our layers, or a function of our layers that says so. `{s}` stands for a
     stage and `{b}` for a block in it; on their side also `{s0}` = s - 1, `{n}` and `{n1}`, the
-    number of the block in the network from 0 and from 1, and what `place` says.
+    number of the block in the network from 0 and from 1, and what `place` says. Several layers
+    that are one of ours have `AND` between their names.
   head: its last layer; the number of classes is its number of rows.
   stem: its first convolution; the number of channels of images is that of its columns.
   trained: {classes: normalisation} of what its authors published; others are asked for.
@@ -88,7 +90,8 @@ def _tensor(family: Family, path: str, numbers: Mapping[str, int]) -> str:
 
 
 def _leaf(layer: str, path: str) -> str:
-  return f"{layer}.{LEAVES[path.rpartition('/')[2]]}"
+  leaf = LEAVES[path.rpartition("/")[2]]
+  return AND.join(f"{part}.{leaf}" for part in layer.split(AND))
 
 
 def ordered(layers: Iterable[str]) -> list[str]:

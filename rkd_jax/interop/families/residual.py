@@ -1,6 +1,7 @@
 """ResNets and pre-activation ResNets: who calls the shortcut and the head what.
 
-Names were compared with the authors' sources: torchvision's models/resnet.py (timm's are the same),
+Names were compared with the authors' sources: torchvision's models/resnet.py (timm's are the same,
+and huyvnphan/PyTorch_CIFAR10's, whose 3x3 stem keeps the pool), Hugging Face's modeling_resnet.py,
 kuangliu/pytorch-cifar, akamaster/pytorch_resnet_cifar10, chenyaofo/pytorch-cifar-models,
 HobbitLong/RepDistiller and megvii-research/mdistiller (resnet.py, resnetv2.py),
 weiaicunzai/pytorch-cifar100, SCLBD/BackdoorBench (models/preact_resnet.py). weiaicunzai's
@@ -18,7 +19,7 @@ DEPTHS = {  # (blocks of the stages, of three convolutions): layers
   ((3, 4, 23, 3), True): 101,
   ((3, 8, 36, 3), True): 152,
 }
-STEMS = {7: "imagenet", 3: "cifar"}
+STEMS = {7: ("imagenet",), 3: ("cifar", "pooled")}  # those whose first kernel has this size
 
 
 def rules(shortcut: str, head: str) -> Rules:
@@ -47,19 +48,37 @@ WEIAICUNZAI: Rules = (  # stages are conv2_x to conv5_x; a block's layers have n
   ("head", "fc"),
 )  # fmt: skip
 
+EMBED = "resnet.embedder.embedder"
+LAYERS = "resnet.encoder.stages.{s0}.layers.{b}"
+HUGGINGFACE: Rules = (
+  ("conv", f"{EMBED}.convolution"),
+  ("norm", f"{EMBED}.normalization"),
+  *((f"stage{{s}}_block{{b}}/conv{i + 1}", f"{LAYERS}.layer.{i}.convolution") for i in range(3)),
+  *((f"stage{{s}}_block{{b}}/norm{i + 1}", f"{LAYERS}.layer.{i}.normalization") for i in range(3)),
+  ("stage{s}_block{b}/shortcut", f"{LAYERS}.shortcut.convolution"),
+  ("stage{s}_block{b}/shortcut_norm", f"{LAYERS}.shortcut.normalization"),
+  ("head", "classifier.1"),
+)
+
 
 def large(shapes: Shapes, blocks: tuple[int, ...], first: str, last: str, stem: str) -> list[str]:
   """A network of four stages. `first` and `last`: the convolutions of its first block, where the
-  last is missing but in bottlenecks; `stem`: the first convolution."""
+  last is missing but in bottlenecks; `stem`: the first convolution. Several, if stems differ in
+  what is no tensor."""
   deep = f"{last}.weight" in shapes
   near = [key for key in DEPTHS if key[1] == deep]
   known = min(near, key=lambda key: sum(abs(a - b) for a, b in zip(key[0], blocks, strict=True)))
   width = base.size(shapes, f"{last if deep else first}.weight", 0) // (4 if deep else 1)
   widen = base.size(shapes, f"{first}.weight", 0) // max(width, 1)
   fields = {"width": width} if width != 64 else {}
-  style = STEMS.get(base.size(shapes, f"{stem}.weight", 2), "cifar")
-  fields |= {"stem": style} if style != "imagenet" else {}
-  return base.named("imagenet_resnet", DEPTHS[known], *([widen] if widen != 1 else []), **fields)
+  numbers = [DEPTHS[known], *([widen] if widen != 1 else [])]
+  return [
+    name
+    for style in STEMS.get(base.size(shapes, f"{stem}.weight", 2), ("cifar",))
+    for name in base.named(
+      "imagenet_resnet", *numbers, **fields, **({"stem": style} if style != "imagenet" else {})
+    )
+  ]
 
 
 def post(shortcut: str, head: str, stages: int):
@@ -73,7 +92,8 @@ def post(shortcut: str, head: str, stages: int):
     if any(name.startswith("bn_final.") for name in shapes):
       return []  # a PyramidNet
     if stages == 4:
-      return large(shapes, blocks, "layer1.0.conv1", "layer1.0.conv3", "conv1")
+      found = large(shapes, blocks, "layer1.0.conv1", "layer1.0.conv3", "conv1")
+      return found if shortcut == "downsample" else found[:1]  # kuangliu's never have the pool
     projected = any(f".{shortcut}." in name for name in shapes)
     width, stem = (base.size(shapes, f"{x}.weight", 0) for x in ("layer1.0.conv1", "conv1"))
     fields = {"width": width} if width != 16 else {}
@@ -101,7 +121,17 @@ def weiaicunzai(shapes: Shapes) -> list[str]:
   first = "conv2_x.0.residual_function"
   if len(blocks) != 4:
     return []
-  return large(shapes, blocks, f"{first}.0", f"{first}.6", "conv1.0")
+  return large(shapes, blocks, f"{first}.0", f"{first}.6", "conv1.0")[:1]
+
+
+def huggingface(shapes: Shapes) -> list[str]:
+  blocks = base.counts(shapes, r"resnet\.encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.0\.")
+  first = "resnet.encoder.stages.0.layers.0.layer"
+  if len(blocks) != 4:
+    return []
+  return large(
+    shapes, blocks, f"{first}.0.convolution", f"{first}.2.convolution", f"{EMBED}.convolution"
+  )
 
 
 NORMS = {10: CIFAR10, 100: CIFAR100}
@@ -128,5 +158,9 @@ FAMILIES = (
   ),
   Family(
     "weiaicunzai's ResNet", weiaicunzai, WEIAICUNZAI, "fc", stem="conv1.0", trained={100: CIFAR100},
+  ),
+  Family(
+    "Hugging Face's ResNet", huggingface, HUGGINGFACE, "classifier.1", stem=f"{EMBED}.convolution",
+    trained={1000: IMAGENET},
   ),
 )  # fmt: skip

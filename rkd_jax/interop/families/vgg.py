@@ -1,11 +1,13 @@
 """VGGs: layers by their place in a list, ReLUs and pools counted, or by block and place.
 
-Compared with the sources of torchvision (models/vgg.py), kuangliu, chenyaofo (its hidden layers
-have 512 units), weiaicunzai (4096), and RepDistiller's and mdistiller's vgg.py (blocks, three
-pools for images of 32 pixels; for 64 they have four: say so, as in vgg-13-pools=4).
+Compared with the sources of torchvision (models/vgg.py), timm (the hidden layers are convolutions),
+kuangliu, chenyaofo (its hidden layers have 512 units), weiaicunzai (4096), and RepDistiller's and
+mdistiller's vgg.py (blocks, three pools for images of 32 pixels; for 64 they have four: say so, as
+in vgg-13-pools=4).
 """
 
 import itertools
+import math
 from collections.abc import Iterable
 
 from rkd_jax.interop.families import base
@@ -18,10 +20,8 @@ CONVS = {  # of the five stages
   16: (2, 2, 3, 3, 3),
   19: (2, 2, 4, 4, 4),
 }
-DENSE = {
-  "stage5_dense0": "classifier.0",
-  "stage5_dense1": "classifier.3",
-}
+LISTED = ("classifier.0", "classifier.3", "classifier.6")
+TIMM = ("pre_logits.fc1", "pre_logits.fc2", "head.fc")
 
 
 def body(layers: Iterable[str]) -> list[tuple[int, int, str, str]]:
@@ -35,8 +35,8 @@ def body(layers: Iterable[str]) -> list[tuple[int, int, str, str]]:
   return found
 
 
-def listed(layers: Iterable[str]) -> dict[str, str]:
-  """torchvision's "features.7"."""
+def features(layers: Iterable[str]) -> dict[str, str]:
+  """torchvision's "features.7", up to the dense layers."""
   layers = list(layers)
   names, place, before = {}, 0, 1
   for stage, _, conv, norm in body(layers):
@@ -46,8 +46,17 @@ def listed(layers: Iterable[str]) -> dict[str, str]:
     if norm:
       names[norm] = f"features.{place + 1}"
     place += 3 if norm else 2
-  hidden = "stage5_dense0" in layers
-  return names | (DENSE if hidden else {}) | {"head": "classifier.6" if hidden else "classifier"}
+  return names
+
+
+def listed(*dense: str):
+  """Those, and what the dense layers are called: the head, or two hidden ones and the head."""
+
+  def names(layers: Iterable[str]) -> dict[str, str]:
+    hidden = {f"stage5_dense{i}": name for i, name in enumerate(dense[:-1])}
+    return features(layers) | hidden | {"head": dense[-1]}
+
+  return names
 
 
 def blocked(layers: Iterable[str]) -> dict[str, str]:
@@ -73,18 +82,22 @@ def common(shapes: Shapes, prefix: str, first: str) -> tuple[list[int], dict[str
   return [depth(shapes, prefix), int(norms)], {"width": width} if width != 64 else {}
 
 
-def guess_listed(shapes: Shapes) -> list[str]:
-  if "features.0.weight" not in shapes or len(shapes["features.0.weight"]) != 4:
-    return []
-  (layers, norms), fields = common(shapes, "features.", "features.0")
-  hidden = base.size(shapes, "classifier.0.weight", 0)
-  if "classifier.weight" in shapes or not hidden:
-    name = base.named("vgg", layers, **({} if norms else {"norm": 0}), **fields)
-    return name if "classifier.weight" in shapes else []
-  maps = 8 * base.size(shapes, "features.0.weight", 0)
-  pool = round((base.size(shapes, "classifier.0.weight", 1) / max(maps, 1)) ** 0.5)
-  fields = {"norm": norms, "hidden": hidden, "pool": pool} | fields
-  return base.named("vgg", layers, **fields)
+def guess_listed(*dense: str, pools: Iterable[int] = range(base.LARGEST)):
+  """Tells a VGG whose dense layers are called so; `pools`: what the maps may be averaged to."""
+
+  def guess(shapes: Shapes) -> list[str]:
+    first = shapes.get("features.0.weight", ())
+    if len(first) != 4 or not {f"{name}.weight" for name in dense} <= shapes.keys():
+      return []
+    (layers, norms), fields = common(shapes, "features.", "features.0")
+    if len(dense) == 1:
+      return base.named("vgg", layers, **({} if norms else {"norm": 0}), **fields)
+    hidden, *inputs = shapes[f"{dense[0]}.weight"] or (0,)
+    pool = round((math.prod(inputs) / max(8 * first[0], 1)) ** 0.5)
+    fields = {"norm": norms, "hidden": hidden, "pool": pool} | fields
+    return base.named("vgg", layers, **fields) if pool in pools else []
+
+  return guess
 
 
 def guess_blocked(shapes: Shapes) -> list[str]:
@@ -97,20 +110,27 @@ def guess_blocked(shapes: Shapes) -> list[str]:
   ]
 
 
-def hidden(shapes: Shapes) -> list[str]:
-  return guess_listed(shapes) if "classifier.6.weight" in shapes else []
-
-
-def plain(shapes: Shapes) -> list[str]:
-  return guess_listed(shapes) if "classifier.6.weight" not in shapes else []
-
-
 FAMILIES = (
   Family(
-    "torchvision's, chenyaofo's or weiaicunzai's VGG", hidden, listed, "classifier.6",
-    stem="features.0", trained={1000: IMAGENET, 10: CIFAR10, 100: CIFAR100},
+    "chenyaofo's or weiaicunzai's VGG", guess_listed(*LISTED, pools=(1,)), listed(*LISTED),
+    LISTED[-1], stem="features.0", trained={10: CIFAR10, 100: CIFAR100},
   ),
-  Family("kuangliu's VGG", plain, listed, "classifier", stem="features.0", trained={10: CIFAR10}),
+  Family(
+    "torchvision's VGG", guess_listed(*LISTED), listed(*LISTED), LISTED[-1], stem="features.0",
+    trained={1000: IMAGENET},
+  ),
+  Family(
+    "timm's VGG", guess_listed(*TIMM), listed(*TIMM), TIMM[-1], stem="features.0",
+    trained={1000: IMAGENET},
+  ),
+  Family(
+    "kuangliu's VGG", guess_listed("classifier"), listed("classifier"), "classifier",
+    stem="features.0", trained={10: CIFAR10},
+  ),
+  Family(
+    "timm's VGG without hidden layers", guess_listed("head.fc"), listed("head.fc"), "head.fc",
+    stem="features.0",
+  ),
   Family(
     "RepDistiller's or mdistiller's VGG", guess_blocked, blocked, "classifier", stem="block0.0",
     trained={100: CIFAR100},

@@ -1,13 +1,17 @@
-"""Vision transformers: timm's names (DeiT's and DINO's too), and torchvision's.
+"""Vision transformers: timm (DeiT's and DINO's names too), torchvision, Hugging Face, jeonsworld.
 
-Compared with published lists of the tensors of vit_b_16, vit_h_14 and timm's models. Both join
-queries, keys and values in this order. The number of heads is in no tensor: one per 64 of the
-width, as all of theirs but ViT-H have it (16). timm's were trained with several
-normalisations, so one is asked for.
+Compared with published lists of the tensors of vit_b_16, vit_h_14 and timm's models, with Hugging
+Face's modeling_vit.py and with jeonsworld/ViT-pytorch, whose names chenyaofo has too. The first two
+join queries, keys and values in this order; the others have them apart. The number of heads is in
+no tensor: one per 64 of the width, as all of theirs but ViT-H have it (16). timm's and Hugging
+Face's were trained with several normalisations, so one is asked for.
 """
 
+import re
+from collections.abc import Sequence
+
 from rkd_jax.interop.families import base
-from rkd_jax.interop.families.base import IMAGENET, Family, Rules, Shapes
+from rkd_jax.interop.families.base import AND, IMAGENET, Family, Rules, Shapes
 
 TIMM: Rules = (
   ("class_token", "cls_token"),
@@ -40,6 +44,45 @@ def torchvision(first: str, second: str) -> Rules:
   )
 
 
+def apart(
+  embedding: str, patches: str, block: str, attention: Sequence[str], norms: Sequence[str],
+  dense: Sequence[str], head: Sequence[str],
+) -> Rules:  # fmt: skip
+  """Names where queries, keys, values are apart: `attention` has those of the three and of what
+  comes after them; `norms` and `dense` those of a block's two; `head`: the last norm and layer."""
+  return (
+    ("class_token", f"{embedding}.cls_token"),
+    ("place", f"{embedding}.position_embeddings"),
+    ("embed", patches),
+    ("norm", head[0]),
+    ("stage{s}_block{b}/qkv", AND.join(f"{block}.{name}" for name in attention[:3])),
+    ("stage{s}_block{b}/out", f"{block}.{attention[3]}"),
+    *((f"stage{{s}}_block{{b}}/norm{i + 1}", f"{block}.{name}") for i, name in enumerate(norms)),
+    *((f"stage{{s}}_block{{b}}/dense{i + 1}", f"{block}.{name}") for i, name in enumerate(dense)),
+    ("head", head[1]),
+  )
+
+
+QKV = ("query", "key", "value")
+JEONSWORLD = apart(
+  "transformer.embeddings", "transformer.embeddings.patch_embeddings",
+  "transformer.encoder.layer.{n}", [f"attn.{name}" for name in (*QKV, "out")],
+  ("attention_norm", "ffn_norm"), ("ffn.fc1", "ffn.fc2"),
+  ("transformer.encoder.encoder_norm", "head"),
+)  # fmt: skip
+HUGGINGFACE = apart(
+  "vit.embeddings", "vit.embeddings.patch_embeddings.projection", "vit.encoder.layer.{n}",
+  [*(f"attention.attention.{name}" for name in QKV), "attention.output.dense"],
+  ("layernorm_before", "layernorm_after"), ("intermediate.dense", "output.dense"),
+  ("vit.layernorm", "classifier"),
+)  # fmt: skip
+TRANSFORMERS5 = apart(  # what Hugging Face's code calls them since its version 5
+  "vit.embeddings", "vit.embeddings.patch_embeddings.projection", "vit.layers.{n}",
+  [f"attention.{name}_proj" for name in "qkvo"], ("layernorm_before", "layernorm_after"),
+  ("mlp.fc1", "mlp.fc2"), ("vit.layernorm", "classifier"),
+)  # fmt: skip
+
+
 def name(shapes: Shapes, stem: str, pattern: str) -> list[str]:
   depth = len({met for met in map(base.matcher(pattern), shapes) if met})
   width, patch = (base.size(shapes, f"{stem}.weight", axis) for axis in (0, 2))
@@ -58,6 +101,19 @@ def guess_torchvision(layer: str):
     known = f"encoder.layers.encoder_layer_0.mlp.{layer}.weight" in shapes
     known &= "conv_proj.weight" in shapes
     return name(shapes, "conv_proj", r"encoder\.layers\.encoder_layer_(\d+)\.") if known else []
+
+  return guess
+
+
+def guess_apart(rules: Rules):
+  """Tells one of those by its first block."""
+  known = dict(rules)
+  patches, block = known["embed"], known["stage{s}_block{b}/out"]
+  pattern = re.escape(block).replace(r"\{n\}", r"(\d+)")
+
+  def guess(shapes: Shapes) -> list[str]:
+    there = f"{block.format(n=0)}.weight" in shapes and f"{patches}.weight" in shapes
+    return name(shapes, patches, pattern) if there else []
 
   return guess
 
@@ -81,4 +137,12 @@ FAMILIES = (
     "torchvision's ViT", guess_torchvision(layers[0]), torchvision(*layers), "heads.head",
     stem="conv_proj", trained={1000: IMAGENET}, side=side("conv_proj", "encoder.pos_embedding"),
   ) for layers in (("0", "3"), ("linear_1", "linear_2"))),
+  *(Family(
+    whose, guess_apart(rules), rules, dict(rules)["head"], stem=dict(rules)["embed"],
+    side=side(dict(rules)["embed"], dict(rules)["place"]),
+  ) for whose, rules in (
+    ("jeonsworld's or chenyaofo's ViT", JEONSWORLD),
+    ("Hugging Face's ViT", HUGGINGFACE),
+    ("Hugging Face's ViT", TRANSFORMERS5),
+  )),
 )  # fmt: skip
