@@ -95,7 +95,8 @@ class Model(nn.Module):
   def _embedding(self, x: jax.Array) -> jax.Array:
     """Maps [B, h, w, c] -> float32[B, D], the head's input."""
     x = layers.mean_pool(x, self.pool)
-    x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # channels first, as PyTorch's weights have it
+    # channels first, as PyTorch's weights have it
+    x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
     for i in range(2 * bool(self.hidden)):
       he = nn.initializers.he_normal()
       dense = nn.Dense(self.hidden, kernel_init=he, dtype=self.dtype, name=f"stage5_dense{i}")

@@ -88,10 +88,10 @@ class Model(nn.Module):
       kernel_init=nn.initializers.lecun_normal(),
     )  # fmt: skip
     x = embed(images)
-    grid, x = x.shape, x.reshape(len(x), -1, self.width)
+    grid, x = x.shape, x.reshape(x.shape[0], -1, self.width)
     first = self.param("class_token", nn.initializers.normal(1e-6), (1, 1, self.width))
     place = self.param("place", SMALL, (1, x.shape[1] + 1, self.width))
-    first = jnp.broadcast_to(first, (len(x), 1, self.width)).astype(x.dtype)
+    first = jnp.broadcast_to(first, (x.shape[0], 1, self.width)).astype(x.dtype)
     return jnp.concatenate([first, x], 1) + place.astype(x.dtype), grid
 
 
