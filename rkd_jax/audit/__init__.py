@@ -1,0 +1,1 @@
+"""Looking for backdoors in a network whose trigger nobody knows."""

@@ -1,0 +1,314 @@
+"""An audit: networks are measured, clean ones of their kind beside them, and judged."""
+
+import dataclasses
+import hashlib
+import io
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rkd_jax import given, networks
+from rkd_jax.audit import calibrate, inversion, measure, mmbd, second, verdict
+from rkd_jax.audit.measure import Images, Record, Settings
+from rkd_jax.data import seeds
+from rkd_jax.data.sources import Dataset
+from rkd_jax.errors import UserError
+from rkd_jax.given import Given
+from rkd_jax.phases import Config, Phase, source_of
+from rkd_jax.reporting.files import atomic_write, read_json, write_json
+from rkd_jax.runner import Runner
+from rkd_jax.setup import Setup, make_method
+from rkd_jax.subjects import Subject
+
+REFERENCE_PARTS = ("clean", "labelled+holdout")
+SCHEMA = 1
+
+
+def images(dataset: Dataset, pool: np.ndarray | None = None) -> Images:
+  """The clean hold-out, and images that may carry a trigger."""
+  held = dataset.holdout
+  return Images(np.asarray(held.images[:]), held.labels, pool)
+
+
+class Desk:
+  """Measures networks once: what is known of one is written down at once, and read the next time.
+
+  Attributes:
+    config, dataset, images, settings: of all networks.
+  """
+
+  def __init__(
+    self, runner: Runner, dataset: Dataset, seen: Images, settings: Settings, folder: pathlib.Path
+  ):
+    self.runner, self.dataset, self.images = runner, dataset, seen
+    self.settings, self.folder = settings, folder
+
+  def record(self, name: str, found: Given) -> tuple[Record, pathlib.Path | None]:
+    """(record, its inverted triggers) of a network."""
+    digest = self._digest(found)
+    path, arrays = (self.folder / f"{digest}.{kind}" for kind in ("json", "npz"))
+    if not path.exists():
+      self.runner.stop.check("between two audited networks")
+      network = networks.build(self.runner.config, found.network, self.dataset, found.normalisation)
+      tests = len(self.settings.tests)
+      with self.runner.say.phase(f"audit {name}", 0, tests) as tick:
+        count = iter(range(tests))
+        made, triggers = measure.measure(
+          network, found.variables(), self.images, self.settings, self.runner.mesh,
+          lambda test: tick(next(count)),
+        )  # fmt: skip
+      if triggers:
+        _save(arrays, triggers)
+      write_json(path, made | {"network": found.network, "sha256": found.sha256})
+    return read_json(path), arrays if arrays.exists() else None
+
+  def _digest(self, found: Given) -> str:
+    """Of all that a record depends on."""
+    told = [found.describe(), found.network, found.normalisation, self.dataset.fingerprint]
+    pool = self.images.pool
+    told += [dataclasses.asdict(self.settings), code(), None if pool is None else _bytes(pool)]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def code() -> str:
+  """Short digest over the code of the tests."""
+  parts = (inversion.Settings, mmbd.Settings, measure.Settings)
+  texts = [source_of(part) for part in parts] + [_source(second)]
+  return hashlib.sha256("".join(texts).encode()).hexdigest()[:8]
+
+
+def _source(module: Any) -> str:
+  return pathlib.Path(module.__file__).read_text(encoding="utf-8")
+
+
+def _bytes(array: np.ndarray) -> str:
+  return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+  atomic_write(path, buffer.getvalue())
+
+
+# Clean networks of the same kind.
+
+
+def references(
+  runner: Runner, network: str, section: str, part: str, count: int
+) -> Iterator[Phase]:
+  """Phases of clean networks of that architecture: supervised, on clean labelled images.
+
+  They are kept where teachers are, so every audit of this data and architecture shares them.
+
+  Args:
+    runner: of a config whose `section` says how they train.
+    network: the architecture.
+    section: "teacher" or "student".
+    part: one of `REFERENCE_PARTS`: all labelled training images, or the labels that a defender has.
+    count: how many.
+  """
+  method = make_method({"name": "supervised"})
+  for number in range(count):
+    seed = seeds.fold(0, "reference", number)
+    setup = Setup(runner.config, runner.dataset, seed)
+    yield setup.phase(
+      "reference", method, part, section, shared=True, networks={"student": network}
+    )
+
+
+def calibration(
+  desk: Desk, network: str, section: str, part: str, count: int
+) -> dict[str, Any]:  # fmt: skip
+  """Trains the references that are not there yet, audits them, and describes both."""
+  found = []
+  for number, phase in enumerate(references(desk.runner, network, section, part, count)):
+    made = desk.runner.finish(phase)
+    record, _ = desk.record(f"reference {number + 1} of {count}", given.read(made.directory))
+    found.append(record)
+  return describe(desk, network, section, part) | {"networks": found}
+
+
+def describe(desk: Desk, network: str, section: str = "", part: str = "") -> dict[str, Any]:
+  """What a calibration is for, and how its networks were made."""
+  data = desk.dataset
+  return {
+    "schema": SCHEMA,
+    "kind": "calibration of an audit",
+    "network": network,
+    "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": data.classes},
+    "settings": _plain(desk.settings),
+    "code": code(),
+    "trained": {"section": section, "part": part, **_training(desk.runner.config, section)},
+  }
+
+
+def _training(config: Config, section: str) -> dict[str, Any]:
+  if not section:
+    return {}
+  return {key: config[section][key] for key in ("epochs", "steps", "batch_size")}
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+  return {**dataclasses.asdict(settings), "tests": list(settings.tests)}
+
+
+def read_calibration(path: pathlib.Path, desk: Desk, network: str) -> dict[str, Any]:
+  """A calibration that was saved.
+
+  Raises:
+    UserError: it is none, or of another architecture, other data or other settings.
+  """
+  found, wanted = read_json(path), describe(desk, network)
+  if not isinstance(found, dict) or found.get("kind") != wanted["kind"]:
+    raise UserError(f"{path} is no calibration. One is written by --save-calibration FILE.")
+  for key in ("schema", "network", "data", "settings", "code"):
+    if found.get(key) != wanted[key]:
+      raise UserError(
+        f"{path} was made for another {key}: {found.get(key)} there, {wanted[key]} here. Make "
+        "one for this network with --calibrate N --save-calibration FILE."
+      )
+  return found
+
+
+# The whole.
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How networks are judged.
+
+  Attributes:
+    alpha: accepted rate of false alarms, in (0, 1).
+    count: clean reference networks that are trained for every kind; 0: none.
+    part: what they are trained on, one of `REFERENCE_PARTS`.
+    calibration: a file with references that were made before; None: none.
+    save: where the references are written to; None: nowhere.
+  """
+
+  alpha: float = 0.05
+  count: int = 20
+  part: str = "clean"
+  calibration: pathlib.Path | None = None
+  save: pathlib.Path | None = None
+
+
+def run(
+  desk: Desk, subjects: Sequence[Subject], plan: Plan, directory: pathlib.Path, made: Record
+) -> Record:
+  """Audits networks one by one, and writes audit.json after each.
+
+  Args:
+    desk: measures them.
+    subjects: whom.
+    plan: how they are judged.
+    directory: where audit.json, audit/ and the inverted triggers go.
+    made: how: for audit.json.
+
+  Returns:
+    What audit.json holds.
+  """
+  data, kinds = desk.dataset, {}
+  document = {
+    "schema": SCHEMA,
+    "made": made,
+    "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.class_names)},
+    "settings": _plain(desk.settings),
+    "family": [test for test in measure.VERDICT if test in desk.settings.tests],
+    "alpha": plan.alpha,
+    "complete": False,
+    "calibrations": [],
+    "networks": [],
+  }
+  for subject in subjects:
+    kind = subject.given.network, subject.role
+    if kind not in kinds:
+      kinds[kind] = _calibrated(desk, plan, *kind)
+      document["calibrations"].append(_line(kinds[kind], *kind))
+    document["networks"].append(_entry(desk, subject, kinds[kind], document, directory))
+    document["complete"] = len(document["networks"]) == len(subjects)
+    write_json(directory / "audit.json", document)
+  return document
+
+
+def _calibrated(desk: Desk, plan: Plan, network: str, role: str) -> dict[str, Any] | None:
+  if plan.calibration:
+    return read_calibration(plan.calibration, desk, network)
+  if not plan.count:
+    return None
+  found = calibration(desk, network, role, plan.part, plan.count)
+  if plan.save:
+    path = plan.save
+    path = path.with_name(f"{path.stem}-{network}{path.suffix}") if path.exists() else path
+    write_json(path, found)
+    desk.runner.say.say(f"Calibration: {path}")
+  return found
+
+
+def _line(calibrated: Mapping[str, Any] | None, network: str, role: str) -> dict[str, Any]:
+  """How a kind of network was calibrated, for audit.json."""
+  if calibrated is None:
+    return {"network": network, "role": role, "count": 0}
+  own = calibrated["networks"]
+  accuracies = [one["accuracy"] for one in own]
+  return {
+    "network": network,
+    "role": role,
+    "count": len(own),
+    "accuracy": [min(accuracies), max(accuracies)],
+    "trained": calibrated["trained"],
+  }
+
+
+def _entry(
+  desk: Desk, subject: Subject, calibrated: Mapping[str, Any] | None, document: Record,
+  directory: pathlib.Path,
+) -> Record:  # fmt: skip
+  """One network's line of audit.json."""
+  record, arrays = desk.record(subject.name, subject.given)
+  family, judged, why = document["family"], None, "no clean reference network was asked for"
+  if calibrated is not None:
+    judged = calibrate.judge(calibrated["networks"], record, family)
+  accuracies = [one["accuracy"] for one in (calibrated or {}).get("networks", [])]
+  found = verdict.decide(
+    record, judged, document["alpha"], document["data"]["classes"], accuracies, why
+  )
+  opinions = judged.opinions if judged else {}
+  tests = {
+    test: {**one, **(_opinion(opinions[test]) if test in opinions else {})}
+    for test, one in record["tests"].items()
+  }
+  return {
+    "name": subject.name,
+    "seed": subject.seed,
+    "role": subject.role,
+    "network": subject.given.network,
+    "path": subject.given.path,
+    "sha256": subject.given.sha256,
+    "accuracy": record["accuracy"],
+    "images": record["images"],
+    "verdict": found.word,
+    "sentence": found.sentence,
+    "doubts": list(found.doubts),
+    "p": found.p,
+    "suspect": found.suspect,
+    "test": judged.test if judged else None,
+    "references": judged.references if judged else 0,
+    "tests": tests,
+    "triggers": _copied(arrays, directory, subject.name),
+  }
+
+
+def _opinion(found: calibrate.Opinion) -> Record:
+  return {"index": found.index, "suspect": found.suspect, "p": found.p}
+
+
+def _copied(arrays: pathlib.Path | None, directory: pathlib.Path, name: str) -> str | None:
+  """The inverted triggers under the network's name: the path in the folder."""
+  if arrays is None:
+    return None
+  path = f"audit/{name.replace('/', '-')}.npz"
+  atomic_write(directory / path, arrays.read_bytes())
+  return path
