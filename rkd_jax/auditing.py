@@ -139,7 +139,7 @@ def describe(desk: Desk, network: str, section: str = "", part: str = "") -> dic
     "kind": "calibration of an audit",
     "network": network,
     "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": data.classes},
-    "settings": _plain(desk.settings),
+    "settings": plain(desk.settings),
     "code": code(),
     "trained": {"section": section, "part": part, **_training(desk.runner.config, section)},
   }
@@ -151,7 +151,7 @@ def _training(config: Config, section: str) -> dict[str, Any]:
   return {key: config[section][key] for key in ("epochs", "steps", "batch_size")}
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
+def plain(settings: Settings) -> dict[str, Any]:
   return {**dataclasses.asdict(settings), "tests": list(settings.tests)}
 
 
@@ -215,7 +215,7 @@ def run(
     "schema": SCHEMA,
     "made": made,
     "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": list(data.class_names)},
-    "settings": _plain(desk.settings),
+    "settings": plain(desk.settings),
     "family": [test for test in measure.VERDICT if test in desk.settings.tests],
     "alpha": plan.alpha,
     "complete": False,
