@@ -14,7 +14,8 @@ import numpy as np
 from rkd_jax.errors import UserError
 from rkd_jax.evaluation import recount
 from rkd_jax.evaluation.recount import Arrays
-from rkd_jax.reporting import results
+from rkd_jax.export import ledger
+from rkd_jax.reporting import exported, results
 from rkd_jax.reporting.files import sha256, to_json
 from rkd_jax.reporting.results import FIELDS, MEASURED, Cell
 from rkd_jax.selection import largest
@@ -30,7 +31,7 @@ class Evidence:
   """What was found of one run.
 
   Attributes:
-    cells, files, strengths: how many were made again, read, and chosen again.
+    cells, files, strengths: how many were made again, read, and chosen again; of exports too.
     differences: what does not follow, one sentence each; none in a run that holds.
     unverified: what could not be looked at, and why.
   """
@@ -72,7 +73,22 @@ def check(directory: pathlib.Path) -> Evidence:
     return found
   found.differences += compared(document["cells"], expected)
   found.cells = len(expected)
+  _exports(directory, found)
   return found
+
+
+def _exports(directory: pathlib.Path, found: Evidence) -> None:
+  """What was measured on the networks that were exported, from the predictions beside them."""
+  if not (directory / exported.FILE).is_file():
+    return
+  try:
+    found.differences += ledger.recounted(directory, read_arrays)
+    records = exported.read(directory)
+  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    found.differences.append(f"{exported.FILE} does not fit its predictions ({_told(error)})")
+    return
+  found.cells += sum(len(record["cells"]) + len(record["jax"]) for record in records)
+  found.files += len(records)
 
 
 def _edited(path: pathlib.Path, document: Mapping[str, Any], found: Evidence) -> Iterator[str]:

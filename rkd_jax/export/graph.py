@@ -11,7 +11,7 @@ from rkd_jax.export.values import BATCH, Constant, Lengths, Tensor, Value
 
 @dataclasses.dataclass
 class Node:
-  """One operation. Names of inputs are of nodes' outputs, of constants, or the graph's input."""
+  """One operation. Names of inputs are of nodes' outputs, of constants, or the images."""
 
   op: str
   inputs: list[str]
@@ -21,14 +21,14 @@ class Node:
 
 class Graph:
   """Attributes:
-  input: the images.
+  images: what comes in.
   nodes: in an order in which they can be computed.
   constants: {name: array}.
   output: the name of the logits.
   """
 
-  def __init__(self, input: Tensor):
-    self.input = input
+  def __init__(self, images: Tensor):
+    self.images = images
     self.nodes: list[Node] = []
     self.constants: dict[str, np.ndarray] = {}
     self.output = ""
@@ -78,7 +78,7 @@ class Graph:
     name, lies = self.laid(value, before), tuple(shape[axis] for axis in after)
     if tuple(value.shape[axis] for axis in before) == lies:
       return Tensor(name, shape, after)
-    numbers = [-1 if n is BATCH else n for n in lies]
+    numbers = [-1 if n is None else n for n in lies]
     if BATCH in lies[:1] and value.shape[before[0]] is BATCH:
       numbers[0] = 0  # says that it is the same as before: the free axis keeps its name
     return Tensor(self.node("Reshape", name, self.whole(*numbers)), shape, after)
@@ -95,7 +95,7 @@ class Graph:
     """A shape whose free length is that of the input."""
     if BATCH not in lies:
       return self.whole(*[n or 0 for n in lies])
-    at = self.input.lies().index(BATCH)
-    batch = self.node("Shape", self.input.name, start=at, end=at + 1)
-    parts = [batch if n is BATCH else self.whole(n) for n in lies]
+    at = self.images.lies().index(BATCH)
+    batch = self.node("Shape", self.images.name, start=at, end=at + 1)
+    parts = [batch if n is None else self.whole(n) for n in lies]
     return self.node("Concat", *parts, axis=0)

@@ -39,7 +39,7 @@ def _model(made: Graph, classes: int, about: Mapping[str, str]) -> Any:
   body = helper.make_graph(
     [_node(node) for node in made.nodes],
     "network",
-    [_value(made.input.name, made.input.lies())],
+    [_value(made.images.name, made.images.lies())],
     [_value("logits", (BATCH, classes))],
     [numpy_helper.from_array(array, name) for name, array in made.constants.items()],
   )

@@ -7,10 +7,10 @@ import numpy as np
 
 from rkd_jax.errors import UserError
 from rkd_jax.export.graph import Graph
-from rkd_jax.export.values import BATCH, Constant, Lengths, Tensor, Value, constant, plain
+from rkd_jax.export.values import BATCH, Constant, Lengths, Tensor, Value, plain
 
 # (graph, inputs, the equation's parameters, the shapes of its outputs) -> outputs
-Operation = Callable[[Graph, Sequence[Value], dict[str, Any], Sequence[Lengths]], list[Value]]
+Operation = Callable[[Graph, Sequence[Value], dict[str, Any], Sequence[Lengths]], Sequence[Value]]
 
 
 def unknown(what: str) -> UserError:
@@ -198,9 +198,9 @@ def gather(graph, inputs, params, shapes):
 def _grid(positions: np.ndarray, count: int) -> bool:
   """Whether positions ascend along one axis and are the same along all others."""
   axes = [axis for axis in range(positions.ndim) if (np.diff(positions, axis=axis) != 0).any()]
-  return len(axes) == 1 and positions.shape[axes[0]] == count and (
-    np.diff(positions, axis=axes[0]) > 0
-  ).all()  # fmt: skip
+  if len(axes) != 1 or positions.shape[axes[0]] != count:
+    return False
+  return bool((np.diff(positions, axis=axes[0]) > 0).all())
 
 
 def pad(graph, inputs, params, shapes):

@@ -21,6 +21,10 @@ class Affine:
   shift: np.ndarray
 
 
+def _number(value: float) -> np.ndarray:
+  return np.array(value, np.float64)
+
+
 def simplify(graph: Graph) -> None:
   """Rewrites the graph's nodes."""
   Folding(graph).run()
@@ -56,20 +60,20 @@ class Folding:
   def _step(self, node: Node) -> Affine | None:
     """The node as an affine step, joined with those that it follows."""
     if node.op == "Neg":
-      return self._after(node.inputs[0], np.float64(-1), np.float64(0))
+      return self._after(node.inputs[0], _number(-1), _number(0))
     if node.op not in ("Add", "Sub", "Mul", "Div"):
       return None
     left, right = (self._constant(name) for name in node.inputs)
     if (left is None) == (right is None) or (node.op == "Div" and left is not None):
       return None
     name = node.inputs[0] if left is None else node.inputs[1]
-    value = np.float64(right if left is None else left)
-    value = value.reshape(-1)[:1].reshape(()) if (value == value.flat[0]).all() else value
+    value = np.asarray(right if left is None else left, np.float64)
+    value = _number(value.flat[0]) if (value == value.flat[0]).all() else value
     if node.op in ("Mul", "Div"):
-      return self._after(name, value if node.op == "Mul" else 1 / value, np.float64(0))
+      return self._after(name, value if node.op == "Mul" else np.asarray(1 / value), _number(0))
     if node.op == "Add" or left is None:
-      return self._after(name, np.float64(1), value if node.op == "Add" else -value)
-    return self._after(name, np.float64(-1), value)
+      return self._after(name, _number(1), value if node.op == "Add" else -value)
+    return self._after(name, _number(-1), value)
 
   def _after(self, name: str, scale: np.ndarray, shift: np.ndarray) -> Affine:
     before = self.waiting.get(name)
@@ -116,24 +120,27 @@ class Folding:
   def _columns(self, node: Node, step: Affine) -> bool:
     """The same for each column of the constant matrix that the node multiplies with."""
     matrix = self._constant(node.inputs[1])
-    return matrix is not None and all(
-      v.ndim == 0 or v.size == v.shape[-1] == matrix.shape[-1] for v in (step.scale, step.shift)
+    if matrix is None:
+      return False
+    return all(
+      v.ndim == 0 or (v.shape[-1:] == matrix.shape[-1:] and v.size == v.shape[-1])
+      for v in (step.scale, step.shift)
     )
 
   def _into_convolution(self, node: Node, step: Affine) -> str:
-    kernel = np.float64(self.graph.constants[node.inputs[1]])
-    bias = np.float64(self.graph.constants[node.inputs[2]]) if len(node.inputs) > 2 else 0.0
+    kernel = np.asarray(self.graph.constants[node.inputs[1]], np.float64)
+    bias = self.graph.constants[node.inputs[2]] if len(node.inputs) > 2 else _number(0)
     scale, shift = (
       np.broadcast_to(value.reshape(-1) if value.ndim else value, len(kernel))
       for value in (step.scale, step.shift)
     )
-    moved = bias * scale + shift
+    moved = np.asarray(bias, np.float64) * scale + shift
     node.inputs[1] = self._new(kernel * scale[:, None, None, None], "kernel")
     node.inputs[2:] = [self._new(moved, "bias")] if moved.any() or len(node.inputs) > 2 else []
     return node.outputs[0]
 
   def _into_matrix(self, node: Node, step: Affine) -> str:
-    matrix = np.float64(self.graph.constants[node.inputs[1]])
+    matrix = np.asarray(self.graph.constants[node.inputs[1]], np.float64)
     width = matrix.shape[-1]
     scale, shift = (
       np.broadcast_to(v.reshape(-1) if v.ndim else v, width) for v in (step.scale, step.shift)
@@ -155,7 +162,7 @@ class Folding:
     axes = [int(axis) for axis in self.graph.constants[node.inputs[1]]]
     node.op, node.inputs = "ReduceMean", node.inputs[:1]
     node.attributes["axes"] = axes
-    return dataclasses.replace(step, scale=np.float64(1))
+    return dataclasses.replace(step, scale=_number(1))
 
   def _new(self, value: np.ndarray, kind: str = "const") -> str:
     return self.graph.constant(np.asarray(value, np.float32, order="C"), kind)
@@ -185,7 +192,7 @@ class Folding:
     if node.op == "Max" and bound == 0:
       node.op, node.inputs = "Relu", node.inputs[:1]
     elif node.op == "Min" and before and before.op == "Relu" and self.uses[node.inputs[0]] == 1:
-      zero, high = self._new(np.float32(0)), node.inputs[1]
+      zero, high = self._new(_number(0)), node.inputs[1]
       node.op, node.inputs = "Clip", [before.inputs[0], zero, high]
 
 

@@ -27,7 +27,10 @@ _NUMPY = {  # what folding would otherwise compile a program for, each shape its
 
 
 def graph(network: Network, variables: Any, layout: str) -> Graph:
-  """The network's evaluation: images float[B, 3, H, W] ("nchw") or [B, H, W, 3] in [0, 1] -> logits.
+  """The network's evaluation: images in [0, 1] -> logits.
+
+  Args:
+    layout: of the images, float[B, C, H, W] ("nchw") or float[B, H, W, C] ("nhwc").
 
   Raises:
     UserError: it computes something that is not translated.
@@ -35,7 +38,7 @@ def graph(network: Network, variables: Any, layout: str) -> Graph:
   order = CHANNELS_FIRST if layout == "nchw" else plain(4)
   made = Graph(Tensor("images", (BATCH, *network.image_shape), order))
   program = traced(network, variables)
-  (logits,) = run(made, program.jaxpr, [constant(c) for c in program.consts], [made.input])
+  (logits,) = run(made, program.jaxpr, [constant(c) for c in program.consts], [made.images])
   made.output = made.laid(logits, plain(2))
   return made
 
@@ -57,7 +60,7 @@ def run(
 
   def read(variable: Any) -> Value:
     if isinstance(variable, Literal):
-      return constant(np.asarray(variable.val, variable.aval.dtype))
+      return constant(np.asarray(variable.val, getattr(variable.aval, "dtype", None)))
     return known[variable]
 
   for equation in _needed(program):

@@ -12,6 +12,7 @@ from typing import Any
 
 from rkd_jax.reporting import (
   cost,
+  exported,
   figures,
   inside,
   page,
@@ -35,6 +36,7 @@ CONTENTS = {  # what may be on the page: its id -> its name
   "variance": "Feature variance",
   "maps": "Embeddings",
   "training": "Training",
+  "exported": "Exported models",
   "cost": "Cost",
   "open": "What this does not prove",
   "again": "Run it again",
@@ -70,6 +72,7 @@ def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell
     "teachers": mappings(run.get("teachers")),
     "given": page.given(mapping(run.get("given"))),
     "again": rerun.again(run),
+    "exported": exported.section(workdir),
     **_costs(phases, mappings(run.get("costs"))),
     **_inside(workdir, run, sections, classes),
   }
@@ -121,6 +124,7 @@ def _contents(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     "maps": found.get("maps"),
     "training": context["curves"],
     "cost": context["cost"],
+    "exported": context["exported"],
   }
   return [(id_, name) for id_, name in CONTENTS.items() if there.get(id_, True)]
 
