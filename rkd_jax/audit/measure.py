@@ -19,6 +19,7 @@ TESTS = (*inversion.KINDS, "mmbd", "head", "units", "strip")
 VERDICT = ("patch", "l2", "linf", "mmbd", "head")  # whose combination the verdict rests on
 BATCH = 128  # images that a network is asked about at a time
 FEWEST = 20  # images for an inversion to mean something
+KEPT = 10  # inverted triggers of each kind: those of the smallest
 BLENDS = 10  # clean images that STRIP adds to each
 Record = dict[str, Any]
 
@@ -120,8 +121,8 @@ def measure(
   Returns:
     The record: {"accuracy", "images", "classes", "tests": {test: {"values": [K] or [1], higher is
     more suspicious, ...}}}, plain values. A test that the network or the images do not allow is
-    missing. The triggers: {"<kind>/mask": float[H, W, 1], "<kind>/pattern": float[H, W, C],
-    "<kind>/class": int} of every inversion's class of the largest value.
+    missing. The triggers of every inversion's `KEPT` smallest classes: {"<kind>/classes": int[n],
+    "<kind>/mask": float[n, H, W, 1], "<kind>/pattern": float[n, H, W, C]}.
   """
   mesh = mesh or sharding.make_mesh()
   known, apply = images.first(settings.images), Logits(network)
@@ -142,7 +143,7 @@ def measure(
         apply, variables, known.clean, known.labels, settings.seed, settings.inversion(), test, mesh
       )
       found[test] = _inverted(made)
-      triggers |= _trigger(test, made)
+      triggers |= _triggers(test, made)
     elif test == "mmbd":
       found[test] = _margins(apply, variables, network, logits.shape[1], settings, mesh)
     elif test == "head":
@@ -169,11 +170,11 @@ def _inverted(found: inversion.Found) -> Record:
   }
 
 
-def _trigger(test: str, found: inversion.Found) -> dict[str, np.ndarray]:
-  """The smallest class's."""
-  k = int(found.sizes.argmin())
-  named = {"mask": found.mask[k], "pattern": found.pattern[k], "class": np.int32(k)}
-  return {f"{test}/{name}": np.asarray(array) for name, array in named.items()}
+def _triggers(test: str, found: inversion.Found) -> dict[str, np.ndarray]:
+  """The smallest classes'."""
+  k = np.argsort(found.sizes, kind="stable")[:KEPT].astype(np.int32)
+  named = {"mask": found.mask[k], "pattern": found.pattern[k], "classes": k}
+  return {f"{test}/{name}": array for name, array in named.items()}
 
 
 def _margins(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rkd_jax.reporting import (
+  audit,
   cost,
   exported,
   figures,
@@ -36,6 +37,7 @@ CONTENTS = {  # what may be on the page: its id -> its name
   "variance": "Feature variance",
   "maps": "Embeddings",
   "training": "Training",
+  "audit": "Audit",
   "exported": "Exported models",
   "cost": "Cost",
   "open": "What this does not prove",
@@ -56,6 +58,9 @@ def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell
   config, classes = mapping(run.get("config")), mapping(run.get("data")).get("classes") or []
   phases = mappings(run.get("phases"))
   sections = [section.make(workdir, run, cells, s) for s in table.settings(table.plain(cells))]
+  audited = audit.read(workdir, classes)
+  for one in sections:
+    one["verdicts"] = audit.saw(one["verdicts"], audited)
   shown = [cell for one in sections for cell in one["cells"]]
   context = {
     "title": _title(run, sections),
@@ -72,6 +77,7 @@ def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell
     "teachers": mappings(run.get("teachers")),
     "given": page.given(mapping(run.get("given"))),
     "again": rerun.again(run),
+    "audit": audited,
     "exported": exported.section(workdir),
     **_costs(phases, mappings(run.get("costs"))),
     **_inside(workdir, run, sections, classes),
@@ -123,6 +129,7 @@ def _contents(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     "variance": found.get("variance"),
     "maps": found.get("maps"),
     "training": context["curves"],
+    "audit": context["audit"],
     "cost": context["cost"],
     "exported": context["exported"],
   }
