@@ -73,7 +73,8 @@ class Graph:
   def reshaped(self, value: Tensor, shape: Lengths) -> Tensor:
     """The tensor in another shape, with as many elements."""
     if len(shape) == 3 < len(value.shape):  # pixels become tokens, which matrices take as they are
-      value = Tensor(self.laid(value, values.plain(4)), value.shape, values.plain(4))
+      order = values.plain(len(value.shape))
+      value = Tensor(self.laid(value, order), value.shape, order)
     before, after = values.regrouped(value, shape)
     name, lies = self.laid(value, before), tuple(shape[axis] for axis in after)
     if tuple(value.shape[axis] for axis in before) == lies:

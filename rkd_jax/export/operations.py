@@ -278,43 +278,46 @@ def product(graph, inputs, params, shapes):
   """A matrix product: by a constant matrix, or of two stacks of matrices."""
   (contract, batch), (left, right) = params["dimension_numbers"], inputs
   if isinstance(left, Constant) and isinstance(right, Tensor) and not batch[0]:
-    found = _times(graph, right, left, contract[1], contract[0], shapes[0])
-    return [Tensor(found.name, shapes[0], _swapped(found))]
+    return [_times(graph, right, left, contract[::-1], shapes[0], first=True)]
   if isinstance(right, Constant) and not batch[0]:
-    return [_times(graph, _tensor(left), right, contract[0], contract[1], shapes[0])]
-  stacks = len(batch[0])
+    return [_times(graph, _tensor(left), right, contract, shapes[0], first=False)]
   names = []
-  for value, own, ends, last in (
-    (left, batch[0], contract[0], 1),
-    (right, batch[1], contract[1], 0),
-  ):
-    rank = len(value.shape)
-    free = [axis for axis in range(rank) if axis not in (*own, *ends)]
+  for side, value in enumerate(inputs):
+    stack, ends = batch[side], contract[side]
+    free = [axis for axis in range(len(value.shape)) if axis not in (*stack, *ends)]
     if len(free) != 1 or len(ends) != 1:
       raise unknown("a product of more than matrices")
-    names.append(graph.laid(value, (*own, *((*free, *ends) if last else (*ends, *free)))))
-  return [Tensor(graph.node("MatMul", *names), shapes[0], plain(stacks + 2))]
+    names.append(graph.laid(value, (*stack, *((*ends, *free) if side else (*free, *ends)))))
+  return [Tensor(graph.node("MatMul", *names), shapes[0], plain(len(batch[0]) + 2))]
 
 
 def _times(
-  graph: Graph, value: Tensor, matrix: Constant, mine: Sequence[int], its: Sequence[int],
-  shape: Lengths,
+  graph: Graph, value: Tensor, matrix: Constant, contract: Sequence[Sequence[int]], shape: Lengths,
+  *, first: bool,
 ) -> Tensor:  # fmt: skip
-  """The tensor by a matrix: its other axes as they lie, then the matrix's other axis."""
-  if len(mine) != 1 or matrix.array.ndim != 2 or not matrix.whole:
-    raise unknown("a product of more than matrices")
-  rest = [axis for axis in value.order if axis != mine[0]]
-  name = graph.laid(value, (*rest, mine[0]))
-  weights = matrix.array if its[0] == 0 else matrix.array.T
-  made = graph.node("MatMul", name, graph.constant(np.ascontiguousarray(weights), "kernel"))
-  kept = sorted(rest)
-  return Tensor(made, shape, (*(kept.index(axis) for axis in rest), len(kept)))
+  """The tensor by a constant: its other axes as they lie, then the constant's other axes.
 
-
-def _swapped(found: Tensor) -> tuple[int, ...]:
-  """The order where the matrix was the left one: its axis is the first then, not the last."""
-  last = len(found.order) - 1
-  return tuple(0 if axis == last else axis + 1 for axis in found.order)
+  Args:
+    contract: the axes of either that are summed over.
+    first: whether the constant is the left one, so that JAX has its axes first.
+  """
+  (mine, its), array = contract, matrix.array
+  if not matrix.whole:
+    raise unknown("a product with something that depends on the number of images")
+  rest = [axis for axis in value.order if axis not in mine]
+  free = [axis for axis in range(array.ndim) if axis not in its]
+  lengths, ends = tuple(value.shape[a] for a in rest), tuple(array.shape[a] for a in free)
+  rows = int(np.prod([array.shape[axis] for axis in its]))
+  order = (*rest, *mine)
+  joint = Tensor(graph.laid(value, order), tuple(value.shape[a] for a in order), plain(len(order)))
+  weights = np.ascontiguousarray(array.transpose((*its, *free)).reshape(rows, -1))
+  name = graph.reshaped(joint, (*lengths, rows)).name
+  made = graph.node("MatMul", name, graph.constant(weights, "kernel"))
+  made = Tensor(made, (*lengths, weights.shape[1]), plain(len(rest) + 1))
+  kept, places = sorted(rest), tuple(range(len(free)))
+  mixed = tuple(kept.index(axis) + (len(free) if first else 0) for axis in rest)
+  after = places if first else tuple(len(rest) + place for place in places)
+  return Tensor(graph.reshaped(made, (*lengths, *ends)).name, shape, (*mixed, *after))
 
 
 OPERATIONS: dict[str, Operation] = {

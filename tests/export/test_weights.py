@@ -46,7 +46,7 @@ def test_torchvisions_names_are_the_first_choice():
 
 def test_names_that_would_be_read_as_another_network_are_only_written_where_they_are_asked_for():
   network, variables = exported.made("vit-48-2-4-heads=3")  # heads are in no tensor
-  with pytest.raises(UserError, match="timm's ViT; torchvision's ViT.*--names"):
+  with pytest.raises(UserError, match=r"timm's ViT; torchvision's ViT.*--names"):
     weights.state_dict(network, variables)
   family, state = weights.state_dict(network, variables, "TIMM")
   assert family.name == "timm's ViT" and state["blocks.1.attn.qkv.weight"].shape == (144, 48)
