@@ -70,7 +70,12 @@ def convert(
 
 def described(match: Match, metadata: Mapping[str, Any], network: str = "") -> dict[str, Any]:
   """The fields of `Converted`, but the arrays."""
-  name = network if network in match.networks else match.networks[0]
+  networks = match.networks
+  if network not in networks and backdoorbench(
+    match, metadata
+  ):  # it takes torchvision's as they are
+    network = next((name for name in networks if name.endswith("=imagenet")), "")
+  name = network if network in networks else networks[0]
   return {
     "network": name,
     "classes": match.classes,
@@ -79,15 +84,19 @@ def described(match: Match, metadata: Mapping[str, Any], network: str = "") -> d
     "normalisation": normalisation(match, metadata),
     "family": match.family.name,
     "place": match.group.place,
-    "others": tuple(other for other in match.networks if other != name),
+    "others": tuple(other for other in networks if other != name),
   }
 
 
 def normalisation(match: Match, metadata: Mapping[str, Any]) -> Normalisation | None:
   """That of its training, where the family's authors have one; None: not known, or grey images."""
-  theirs = {"model_name", "num_classes"} <= metadata.keys() and match.group.container == "model"
-  known = BACKDOORBENCH if theirs else match.family.trained
+  known = BACKDOORBENCH if backdoorbench(match, metadata) else match.family.trained
   return known.get(match.classes) if match.channels == 3 else None
+
+
+def backdoorbench(match: Match, metadata: Mapping[str, Any]) -> bool:
+  """Whether the file's container is BackdoorBench's."""
+  return {"model_name", "num_classes"} <= metadata.keys() and match.group.container == "model"
 
 
 def best(checkpoint: Checkpoint) -> Match | None:
@@ -102,12 +111,18 @@ def best(checkpoint: Checkpoint) -> Match | None:
 
 
 def matches(checkpoint: Checkpoint) -> Iterator[Match]:
-  """What the file's groups of tensors could be, as families guess."""
+  """What the file's groups of tensors could be, as families guess; a file that could be many deep
+  networks is not held against all of them."""
+  traced = 0
   for group in groups(checkpoint.tensors):
     shapes = {name: tuple(array.shape) for name, array in group.tensors.items()}
     for family in ALL:
+      if traced > base.TRACED:
+        return
       if networks := list(family.guess(shapes)):
-        yield from _held(family, group, shapes, networks)
+        for match in _held(family, group, shapes, networks):
+          traced += len(match.wanted)
+          yield match
 
 
 def _held(

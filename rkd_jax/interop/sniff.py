@@ -32,14 +32,17 @@ _FOREIGN = [(re.compile(how, re.DOTALL), *said) for how, *said in _BEGINNINGS]
 _PAGE = re.compile(
   rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--|body|script|svg)", re.IGNORECASE
 )
-_ERROR = re.compile(rb"\s*(\{|\[)?\s*(\"(error|message|detail)|access denied|not found|404)", re.I)
+_ERROR = re.compile(
+  rb"\s*(\{|\[)?\s*(\"(error|message|detail)|access denied|not found|404|HTTP/\d)", re.I
+)
 _LEVELDB = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # ends a TensorFlow checkpoint's index
 
 
 def refuse_foreign(view: memoryview) -> None:
   """Raises `RefusedError` where the content is known, and no checkpoint."""
   head = bytes(view[:4096])
-  if _PAGE.match(head):
+  plain = head[2:].replace(b"\0", b"") if head[:2] in (b"\xff\xfe", b"\xfe\xff") else head  # UTF-16
+  if _PAGE.match(plain):
     raise RefusedError(
       "it is a web page, not a checkpoint",
       "Download the file itself (on GitHub: 'raw'; on a drive: after its warning page)",

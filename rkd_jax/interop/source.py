@@ -8,7 +8,7 @@ import stat
 import numpy as np
 
 from rkd_jax.errors import UserError
-from rkd_jax.interop.refusals import RefusedError
+from rkd_jax.interop.refusals import RefusedError, printable
 
 
 class Source:
@@ -34,7 +34,7 @@ class Source:
       with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-          raise UserError(f"{path} is no regular file. Name a checkpoint's file.")
+          raise UserError(f"{printable(path)} is no regular file. Name a checkpoint's file.")
         self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         self.size = status.st_size
         if not self.size:
@@ -42,7 +42,9 @@ class Source:
         self.view = memoryview(mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:  # the latter: it shrank meanwhile, or a name with NUL
       why = getattr(error, "strerror", None) or error
-      raise UserError(f"Cannot read {path}: {why}. Check its name and permissions.") from error
+      raise UserError(
+        f"Cannot read {printable(path)}: {why}. Check its name and permissions."
+      ) from error
 
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows

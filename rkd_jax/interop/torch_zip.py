@@ -27,10 +27,13 @@ def read(archive: Archive, opaque: frozenset[str], budget: Budget) -> Found:
   """What `archive` holds. Raises `RefusedError`."""
   root = _root(archive)
   big = _order(archive, root)
-  machine = Machine(
-    archive.read(archive.entries[f"{root}/data.pkl"]), 0, budget, storage_of, opaque
-  )
+  pickle = archive.read(archive.entries[f"{root}/data.pkl"])
+  machine = Machine(pickle, 0, budget, storage_of, opaque)
   value = machine.run()
+  if machine.end != len(pickle):
+    raise RefusedError(
+      f"{len(pickle) - machine.end:,} bytes follow its pickle's end: it was tampered with"
+    )
 
   def load(key: str, count: int) -> np.ndarray:
     entry = archive.entries.get(f"{root}/data/{key}")

@@ -21,6 +21,7 @@ LEAVES = {
 }
 LARGEST = 2**16  # of any number that a network's name says; what is larger is no such network
 BLOCKS = 640  # of a network at most (ResNet-1202 has 600): each takes time to trace
+TRACED = 8_000  # tensors of the networks that one file is held against, before no more is tried
 AND = "|"  # between names on their side: tensors that ours is made of, one below the other
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -24,6 +24,7 @@ TIMM: Rules = (
   ("stage{s}_block{b}/dense{i}", "blocks.{n}.mlp.fc{i}"),
   ("head", "head"),
 )
+DEEPEST = 64  # blocks; the largest that are known have 48
 BLOCK = "encoder.layers.encoder_layer_{n}"
 
 
@@ -87,7 +88,7 @@ def name(shapes: Shapes, stem: str, pattern: str) -> list[str]:
   depth = len({met for met in map(base.matcher(pattern), shapes) if met})
   width, patch = (base.size(shapes, f"{stem}.weight", axis) for axis in (0, 2))
   heads = {"heads": 16} if width == 1280 else {}
-  return base.named("vit", width, min(depth, base.BLOCKS), patch, **heads)
+  return base.named("vit", width, depth, patch, **heads) if depth <= DEEPEST else []
 
 
 def guess_timm(shapes: Shapes) -> list[str]:
