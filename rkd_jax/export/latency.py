@@ -1,5 +1,6 @@
 """How long one answer takes, warm, on the processor that is here."""
 
+import os
 import pathlib
 import platform
 import time
@@ -25,14 +26,13 @@ def measure(call: Callable[[np.ndarray], Any], images: np.ndarray) -> dict[str, 
   return {"batch": len(images), "p50": p50, "p95": p95, "repetitions": len(times)}
 
 
-def processor() -> str:
-  """Its name, and how many of its cores there are."""
-  import os
-
+def processor() -> dict[str, Any]:
+  """{"name", "cores" that this process may use, "load": of the last minute, null if unknown}."""
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
   try:
     lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
   except (OSError, StopIteration):
     name = platform.processor() or platform.machine()
-  return f"{name}, {cores} cores"
+  return {"name": name, "cores": cores, "load": load}

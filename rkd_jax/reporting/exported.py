@@ -38,7 +38,8 @@ def section(workdir: pathlib.Path) -> dict[str, Any] | None:
   """What the page shows of them; None where nothing was exported.
 
   Returns:
-    {"lines": for the table, "columns": of it, "processors": on which they were timed, "images"}.
+    {"lines": for the table, "columns": of it, "processors": on which they were timed, "busy":
+     whether these had other work, "jax": its latencies in words}.
   """
   records = read(workdir)
   if not records:
@@ -52,7 +53,10 @@ def section(workdir: pathlib.Path) -> dict[str, Any] | None:
   return {
     "lines": [_line(record, batches) for record in records],
     "columns": columns,
-    "processors": "; ".join(dict.fromkeys(words(r.get("processor")) for r in records)),
+    "processors": "; ".join(
+      dict.fromkeys(_processor(mapping(r.get("processor"))) for r in records)
+    ),
+    "busy": any(_busy(mapping(record.get("processor"))) for record in records),
     "jax": [_jax(records, n) for n in batches],
   }
 
@@ -103,6 +107,16 @@ def _jax(records: Sequence[Record], batch: int) -> str:
   """How long JAX itself takes for a batch, in words."""
   timed = [one for record in records for one in _timed(record, "jax")]
   return f"{_milliseconds(timed, batch)} ms for {batch}"
+
+
+def _processor(of: Mapping[str, Any]) -> str:
+  return f"{words(of.get('name'))} ({words(of.get('cores'))} cores)"
+
+
+def _busy(of: Mapping[str, Any]) -> bool:
+  """Whether more wanted to run than there were cores."""
+  load, cores = of.get("load"), of.get("cores")
+  return isinstance(load, float | int) and isinstance(cores, int) and load > cores + 1
 
 
 def _count(value: Any) -> str:
