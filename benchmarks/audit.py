@@ -126,7 +126,7 @@ def counts(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
   families = {"together": tests} | {
     test: [test] for test in measure.TESTS if test in clean[0]["tests"]
   }
-  result: dict[str, Any] = {"references": len(clean), "family": tests}
+  result: dict[str, Any] = {"references": len(clean), "family": tests, "usual": usual(found)}
   for name, family in families.items():
     result[name] = {
       "false_alarms": line(calibrate.false_alarms(clean, family)),
@@ -140,6 +140,34 @@ def counts(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
       result[name][kind] = line([j.p for j in judged]) | {"suspects": suspects}
       result[name][kind] |= {f"found_of_{SMALL}": int(np.sum(np.array(few) <= ALPHA))}
   return result
+
+
+def usual(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """What the papers' own rules say: {rule: {kind: [flagged, of]}}.
+
+  Neural Cleanse: (median - smallest) / (1.4826 MAD) of the masks' norms is above 2; MM-BD: its
+  nominal p-value is at most .05.
+  """
+  rules = {"neural_cleanse_above_2": neural_cleanse, "mmbd_nominal": margins}
+  result: dict[str, Any] = {}
+  for rule, flagged in rules.items():
+    result[rule] = {}
+    for kind in dict.fromkeys(one["kind"] for one in found):
+      own = [flagged(one["tests"]) for one in found if one["kind"] == kind]
+      result[rule][kind] = [sum(own), len(own)]
+  return result
+
+
+def neural_cleanse(tests: dict[str, Any]) -> bool:
+  sizes = np.array(tests["patch"]["sizes"])
+  middle = np.median(sizes)
+  spread = 1.4826 * np.median(np.abs(sizes - middle))
+  return bool((middle - sizes.min()) / max(spread, 1e-12) > 2)
+
+
+def margins(tests: dict[str, Any]) -> bool:
+  nominal = tests["mmbd"]["nominal"]
+  return nominal is not None and nominal <= ALPHA
 
 
 def held_out(clean: Sequence[dict[str, Any]], family: Sequence[str]) -> list[float]:

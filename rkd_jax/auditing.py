@@ -24,6 +24,13 @@ from rkd_jax.subjects import Subject
 
 REFERENCE_PARTS = ("clean", "labelled+holdout")
 SCHEMA = 1
+FITS = {  # what a calibration must have in common with an audit, and how it is called where not
+  "schema": "another version",
+  "network": "another network",
+  "data": "other data",
+  "settings": "other settings",
+  "code": "other tests",
+}
 
 
 def images(dataset: Dataset, pool: np.ndarray | None = None) -> Images:
@@ -164,10 +171,10 @@ def read_calibration(path: pathlib.Path, desk: Desk, network: str) -> dict[str, 
   found, wanted = read_json(path), describe(desk, network)
   if not isinstance(found, dict) or found.get("kind") != wanted["kind"]:
     raise UserError(f"{path} is no calibration. One is written by --save-calibration FILE.")
-  for key in ("schema", "network", "data", "settings", "code"):
+  for key, what in FITS.items():
     if found.get(key) != wanted[key]:
       raise UserError(
-        f"{path} was made for another {key}: {found.get(key)} there, {wanted[key]} here. Make "
+        f"{path} was made for {what}: {found.get(key)} there, {wanted[key]} here. Make "
         "one for this network with --calibrate N --save-calibration FILE."
       )
   return found

@@ -241,6 +241,8 @@ def _one(
   hits = jnp.where(weight.sum() > 0, hits, state.hits)
   above = jnp.clip((hits - settings.rate) / (1 - settings.rate), -1, 1)
   dial = state.dial + TURN * (above if kind == "patch" else -above)
+  if kind != "patch":  # no two images are further apart
+    dial = jnp.minimum(dial, 0.5 * jnp.log(images[0].size) if kind == "l2" else 0.0)
   move = _adam if kind == "patch" else functools.partial(_project, kind)
   free, first, second = move(state, gradient, i, settings.steps, dial)
   size = (

@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
   file.add_argument(
     "--holdout", type=float, help="of the images, for the searches: config.data.holdout"
   )
+  file.add_argument("--test", type=float, help="of the images, left alone: config.data.test")
   file.add_argument("--size", type=int, help="of a folder's images: config.data.size")
   file.add_argument("--unlabelled", help="images that may be triggered: config.data.unlabelled")
   file.add_argument("--network", help="its architecture, where the file leaves it open")
@@ -170,7 +171,7 @@ def config_of(options: argparse.Namespace, is_run: bool) -> Any:
     common |= {f"{section}.epochs": options.epochs for section in ("teacher", "student")}
   if is_run:
     return subjects.config_of(pathlib.Path(options.target), **common)
-  own = {f"data.{key}": getattr(options, key) for key in ("holdout", "size", "unlabelled")}
+  own = {f"data.{key}": getattr(options, key) for key in ("holdout", "test", "size", "unlabelled")}
   named = ("network", "mean", "std", "classes", "sha256")
   own |= {f"teacher.{key}": getattr(options, key) for key in named}
   return subjects.config_for(options.target, options.data, **common, **own)

@@ -1,0 +1,1 @@
+"""Networks that train in a second."""

@@ -1,0 +1,180 @@
+"""The command: a planted backdoor is named, a clean network is not, and whatever does not fit is
+said. On digits, networks of one hidden layer."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import quickstart
+from rkd_jax import auditing, experiment, subjects
+from rkd_jax.commands import audit
+from rkd_jax.errors import UserError
+from rkd_jax.reporting import report
+from rkd_jax.reporting.files import read_json, write_json
+
+FAST = ["--tests", "patch,head", "--steps", "12", "--devices", "1"]
+FLAT = "small_nets.flat-16"
+
+
+def config(**changes):
+  found = quickstart.get_config("smoke")
+  found.update({"devices": 1, "methods": ("none", "kd"), "contamination": 0.02})
+  found.update({"clean_teacher_seeds": 0, "all_labels_control": False})
+  for section in ("teacher", "student"):
+    found[section].update({"network": FLAT, "epochs": 30, "batch_size": 128})
+    found[section].optimizer.update({"name": "adam", "learning_rate": 0.01, "weight_decay": 0.0})
+  found.labelled.steps = 60
+  found.update(changes)
+  return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A run of a second, with teachers beside it."""
+  workdir = tmp_path_factory.mktemp("audited") / "run"
+  experiment.run(config(), workdir, "quickstart", quiet=True)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def calibrated(finished):
+  """The run, audited with twenty references: (status, audit.json, the calibration's file)."""
+  file = finished.parent / "calibration.json"
+  more = ["--method", "teacher", "--save-calibration", str(file)]
+  status = audit.main([str(finished), *FAST, *more])
+  return status, read_json(finished / "audit.json"), file
+
+
+def test_the_backdoor_of_a_teacher_is_named(calibrated, finished):
+  status, made, _ = calibrated
+  (network,) = made["networks"]
+  assert status == audit.SUSPICIOUS == 3 and network["verdict"] == "suspicious"
+  assert network["suspect"] == 0 and network["references"] == 20 and network["p"] <= 0.05
+  assert made["complete"] and made["calibrations"][0]["count"] == 20
+  assert network["name"] == "seed0/teacher" and len(network["tests"]["patch"]["sizes"]) == 10
+  with np.load(finished / network["triggers"]) as arrays:
+    assert arrays["patch/mask"].shape == (10, 16, 16, 1)
+  text = report.write(finished).read_text()
+  assert "without knowing the trigger" in text and "Suspicious." in text
+  assert "Smallest patch that leads images to 0" in text
+
+
+def test_it_is_done_once_and_goes_on(calibrated, finished):
+  """What is known is not measured again: another call takes the records that are there."""
+  folder = finished / "audit" / "records"
+  before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+  assert len(before) == 21
+  assert audit.main([str(finished), *FAST, "--method", "teacher"]) == 3
+  assert {path: path.stat().st_mtime_ns for path in folder.glob("*.json")} == before
+  gone = next(iter(before))
+  gone.unlink()
+  assert audit.main([str(finished), *FAST, "--method", "teacher", "--json"]) == 3
+  assert gone.exists() and sum(p.stat().st_mtime_ns != before[p] for p in before) == 1
+
+
+def test_a_clean_network_is_not_flagged(calibrated, finished, tmp_path, capsys):
+  """One of the references, in the form of a file, among the others."""
+  _, _, file = calibrated
+  calibration = read_json(file)
+  folders = [path.parent for path in (finished.parent / "teachers").glob("*/done.json")]
+  shas = {read_json(f / "done.json")["sha256"]: f for f in folders}
+  kept = [one for one in calibration["networks"] if one["sha256"] in shas]
+  assert len(kept) == 20
+  own, rest = kept[7], [one for one in kept if one is not kept[7]]
+  write_json(tmp_path / "rest.json", calibration | {"networks": rest})
+  words = [str(shas[own["sha256"]]), "--data", "digits", "--holdout", "197"]
+  words += [
+    "--test",
+    "500",
+    "--out",
+    str(tmp_path / "out"),
+    *FAST,
+    "--calibration",
+    str(tmp_path / "rest.json"),
+  ]
+  status = audit.main(words)
+  said = capsys.readouterr()
+  assert status == audit.NOTHING == 0, said.out + said.err
+  assert "nothing found" in said.out and "no proof" in said.out
+
+
+def test_without_references_it_is_unknown(finished, tmp_path, capsys):
+  words = [str(finished), *FAST, "--calibrate", "0", "--method", "kd", "--out", str(tmp_path)]
+  assert audit.main([*words, "--json"]) == audit.UNKNOWN == 4
+  made = json.loads(capsys.readouterr().out)
+  assert [one["name"] for one in made["networks"]] == ["seed0/teacher", "seed0/kd"]
+  assert all(one["verdict"] == "unknown" and one["p"] is None for one in made["networks"])
+  assert made == read_json(tmp_path / "audit.json")
+  words = [str(finished), *FAST, "--calibrate", "0", "--controls", "--out", str(tmp_path)]
+  assert audit.main(words) == 4
+  assert "seed0/none" in capsys.readouterr().out
+
+
+def test_a_calibration_of_something_else_is_refused(calibrated, finished, tmp_path, capsys):
+  _, _, file = calibrated
+  words = [str(finished), "--method", "teacher", "--out", str(tmp_path), "--devices", "1"]
+  assert (
+    audit.main([*words, "--steps", "13", "--tests", "patch,head", "--calibration", str(file)]) == 2
+  )
+  assert "was made for other settings" in capsys.readouterr().err
+  found = read_json(file)
+  others = {"another network": ("network", "wideresnet-10-1")}
+  for said, (key, value) in (others | {"other data": ("data", {"name": "tfds:cifar10"})}).items():
+    write_json(tmp_path / "other.json", found | {key: value})
+    assert audit.main([*words, *FAST[:4], "--calibration", str(tmp_path / "other.json")]) == 2
+    assert f"was made for {said}" in capsys.readouterr().err
+  write_json(tmp_path / "other.json", {"kind": "something"})
+  assert audit.main([*words, *FAST[:4], "--calibration", str(tmp_path / "other.json")]) == 2
+  assert "is no calibration" in capsys.readouterr().err
+
+
+def test_a_network_that_knows_nothing_is_unknown(finished, calibrated, tmp_path, capsys):
+  own = config(methods=("none",), seeds=(5,))
+  own.teacher.update({"steps": 1})
+  own.teacher.optimizer.learning_rate = 1e-7
+  shutil.rmtree(tmp_path / "run", ignore_errors=True)
+  experiment.run(own, tmp_path / "run", "quickstart", quiet=True)
+  words = [str(tmp_path / "run"), *FAST, "--method", "teacher", "--calibration"]
+  assert audit.main([*words, str(calibrated[2])]) == 4
+  assert "too little" in capsys.readouterr().out
+
+
+def test_usage(finished, tmp_path, capsys):
+  wrong = {
+    (str(tmp_path / "gone"),): "There is no",
+    (str(tmp_path),): "say which images",
+    (str(finished), "--data", "digits"): "knows its data",
+    (str(finished), "--alpha", "1"): "between 0 and 1",
+    (str(finished), "--calibrate", "-1"): "0 for none",
+    (str(finished), "--tests", "pach"): "Did you mean 'patch'",
+    (str(finished), "--tests", "patch,patch"): "name each once",
+    (str(finished), "--reference-part", "pool"): "labelled+holdout",
+    (str(finished), "--seed", "8"): "The run has no seed 8; it has 0",
+    (str(finished), "--method", "kdd"): "Did you mean 'kd'",
+    (str(finished), "--images", "3"): "the audit's images",
+  }
+  for words, said in wrong.items():
+    assert audit.main([*words]) == 2
+    assert said in capsys.readouterr().err
+  with pytest.raises(SystemExit) as caught:
+    audit.main(["--what"])
+  assert caught.value.code == 1
+
+
+def test_the_runs_config_comes_back(finished):
+  made = subjects.config_of(finished)
+  assert made.methods == ("none", "kd") and made.teacher.network == FLAT
+  assert made.method.rkd.base.amplitude == (0.0, 0.25, 0.5) and made.labels == 0.05
+
+
+def test_a_network_that_is_gone_is_named(finished, tmp_path):
+  shutil.copy(finished / "results.json", tmp_path)
+  with pytest.raises(UserError, match="the run's phases/ and its teachers"):
+    subjects.of_run(tmp_path, [], [], controls=False)
+
+
+def test_a_plan_has_defaults():
+  plan = auditing.Plan()
+  assert (plan.alpha, plan.count, plan.part) == (0.05, 20, "clean")
