@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument("--clean", type=int, default=30, help="clean teachers")
   parser.add_argument("--first", type=int, default=110, help="the first of their seeds")
   parser.add_argument("--attacked", type=int, default=10, help="teachers for each attack")
-  parser.add_argument("--attacks", default="badnets,blended")
+  parser.add_argument("--attacks", default="badnets,blended", help="as badnets,adba:3 (of 3 seeds)")
   parser.add_argument("--runs", nargs="*", default=[], help="workdirs whose students are audited")
   parser.add_argument("--tests", default=",".join(t for t in measure.TESTS if t != "strip"))
   parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs/benchmark-audit"))
@@ -80,21 +80,27 @@ def networks(
   options: argparse.Namespace, settings: measure.Settings, stop: StopSignal
 ) -> Iterator[tuple[str, int, auditing.Desk, given.Given]]:
   """(kind, seed, who measures it, the network) of everything that is asked for."""
-  attacks = [name for name in options.attacks.split(",") if name]
-  desks = {name: desk_of(options, name, settings, stop) for name in (attacks or ["badnets"])}
+  attacks = many(options)
+  desks = {name: desk_of(options, name, settings, stop) for name in (attacks or {"badnets": 0})}
   first = next(iter(desks.values()))
-  for number in range(max(options.clean, options.attacked)):
+  for number in range(max([options.clean, *attacks.values()])):
     if number < options.clean:
       seed = options.first + number
       phase = Setup(first.runner.config, first.dataset, seed).benign
       yield "clean", seed, first, given.read(str(first.runner.finish(phase).directory))
-    for name in attacks if number < options.attacked else ():
+    for name in [name for name, count in attacks.items() if number < count]:
       desk = desks[name]
       phase = Setup(desk.runner.config, desk.dataset, number).planted.phase
       yield name, number, desk, given.read(str(desk.runner.finish(phase).directory))
   for run in map(pathlib.Path, options.runs):
     for subject in of_run(run, options.network):
       yield f"{run.name}: {subject.name.partition('/')[2]}", subject.seed or 0, first, subject.given
+
+
+def many(options: argparse.Namespace) -> dict[str, int]:
+  """{attack: how many teachers}."""
+  found = (part.partition(":") for part in options.attacks.split(",") if part)
+  return {name: int(count or options.attacked) for name, _, count in found}
 
 
 def of_run(run: pathlib.Path, network: str) -> list[subjects.Subject]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rkd_jax import given, networks
+from rkd_jax import given, networks, recipes, selection
 from rkd_jax.audit import calibrate, inversion, measure, mmbd, second, verdict
 from rkd_jax.audit.measure import Images, Record, Settings
 from rkd_jax.data import seeds
@@ -27,6 +27,7 @@ SCHEMA = 1
 FITS = {  # what a calibration must have in common with an audit, and how it is called where not
   "schema": "another version",
   "network": "another network",
+  "method": "students of another method",
   "data": "other data",
   "settings": "other settings",
   "code": "other tests",
@@ -103,72 +104,118 @@ def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 # Clean networks of the same kind.
 
 
-def references(
-  runner: Runner, network: str, section: str, part: str, count: int
-) -> Iterator[Phase]:
-  """Phases of clean networks of that architecture: supervised, on clean labelled images.
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """What networks must have in common to be compared.
 
-  They are kept where teachers are, so every audit of this data and architecture shares them.
+  Attributes:
+    network: the architecture.
+    role: "teacher" or "student": the config's section that they train by.
+    method: whose students they are, "" for networks that are taught labels alone.
+  """
+
+  network: str
+  role: str
+  method: str = ""
+
+
+def kind_of(subject: Subject, config: Config) -> tuple[Kind, str]:
+  """(whom a network is compared with, what is wrong with that)."""
+  specs = recipes.specs(config) if subject.method else {}
+  spec = specs.get(subject.method)
+  kind = Kind(subject.given.network, subject.role, subject.method if spec else "")
+  if spec is None:
+    return kind, LABELS_ALONE if subject.method else ""
+  if selection.strengths(spec):
+    return dataclasses.replace(kind, method=""), LABELS_ALONE
+  return kind, ""
+
+
+LABELS_ALONE = (
+  "It is compared with networks that were taught labels, not with students of its method: the "
+  "p-value is only a hint."
+)
+
+
+def kin(desk: Desk, directory: pathlib.Path) -> Runner:
+  """A runner for clean networks: nobody's trigger, and a teacher that is trained here.
+
+  Teachers and references lie where all teachers do; their students below `directory`.
+  """
+  runner = desk.runner
+  config = runner.config.copy_and_resolve_references()
+  config.update({"contamination": 0.0, "teachers_dir": str(runner.teachers)})
+  if known := Setup(config, runner.dataset, 0).given:
+    config.teacher.network = known.network
+  with config.unlocked():
+    config.teacher.update({"checkpoint": "", "sha256": "", "mean": (), "std": (), "classes": ()})
+  return Runner(config, runner.dataset, directory, runner.say, runner.stop)
+
+
+def references(runner: Runner, kind: Kind, part: str, count: int) -> Iterator[Phase]:
+  """Phases of clean networks of a kind: each of its own seed, and of its own clean teacher.
 
   Args:
-    runner: of a config whose `section` says how they train.
-    network: the architecture.
-    section: "teacher" or "student".
-    part: one of `REFERENCE_PARTS`: all labelled training images, or the labels that a defender has.
+    runner: as `kin` makes it.
+    kind: a teacher, or a student of a method, is trained as its config says.
+    part: what teachers see, one of `REFERENCE_PARTS`.
     count: how many.
   """
+  config, dataset = runner.config, runner.dataset
   method = make_method({"name": "supervised"})
   for number in range(count):
     seed = seeds.fold(0, "reference", number)
-    setup = Setup(runner.config, runner.dataset, seed)
-    yield setup.phase(
-      "reference", method, part, section, shared=True, networks={"student": network}
-    )
+    setup = Setup(config, dataset, seed, clean_teacher=True)
+    if kind.method:
+      yield recipes.phases(setup, recipes.specs(config)[kind.method])["student"]
+    elif part == "clean" and kind.role == "teacher" and kind.network == config.teacher.network:
+      yield setup.benign  # the teacher of the students that are references too
+    else:
+      own = {"student": kind.network}
+      yield setup.phase("reference", method, part, kind.role, shared=True, networks=own)
 
 
 def calibration(
-  desk: Desk, network: str, section: str, part: str, count: int
-) -> dict[str, Any]:  # fmt: skip
+  desk: Desk, kind: Kind, part: str, count: int, directory: pathlib.Path
+) -> dict[str, Any]:
   """Trains the references that are not there yet, audits them, and describes both."""
-  found = []
-  for number, phase in enumerate(references(desk.runner, network, section, part, count)):
-    made = desk.runner.finish(phase)
-    record, _ = desk.record(f"reference {number + 1} of {count}", given.read(made.directory))
+  found, runner = [], kin(desk, directory)
+  who = kind.method or kind.role
+  for number, phase in enumerate(references(runner, kind, part, count)):
+    made = runner.finish(phase)
+    name = f"reference {number + 1} of {count} ({who})"
+    record, _ = desk.record(name, given.read(made.directory))
     found.append(record)
-  return describe(desk, network, section, part) | {"networks": found}
+  return describe(desk, kind, part) | {"networks": found}
 
 
-def describe(desk: Desk, network: str, section: str = "", part: str = "") -> dict[str, Any]:
+def describe(desk: Desk, kind: Kind, part: str = "") -> dict[str, Any]:
   """What a calibration is for, and how its networks were made."""
-  data = desk.dataset
+  data, section = desk.dataset, desk.runner.config[kind.role]
+  trained = {key: section[key] for key in ("epochs", "steps", "batch_size")}
   return {
     "schema": SCHEMA,
     "kind": "calibration of an audit",
-    "network": network,
+    "network": kind.network,
+    "method": kind.method,
     "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": data.classes},
     "settings": plain(desk.settings),
     "code": code(),
-    "trained": {"section": section, "part": part, **_training(desk.runner.config, section)},
+    "trained": {"section": kind.role, "part": part, **trained},
   }
-
-
-def _training(config: Config, section: str) -> dict[str, Any]:
-  if not section:
-    return {}
-  return {key: config[section][key] for key in ("epochs", "steps", "batch_size")}
 
 
 def plain(settings: Settings) -> dict[str, Any]:
   return {**dataclasses.asdict(settings), "tests": list(settings.tests)}
 
 
-def read_calibration(path: pathlib.Path, desk: Desk, network: str) -> dict[str, Any]:
+def read_calibration(path: pathlib.Path, desk: Desk, kind: Kind) -> dict[str, Any]:
   """A calibration that was saved.
 
   Raises:
     UserError: it is none, or of another architecture, other data or other settings.
   """
-  found, wanted = read_json(path), describe(desk, network)
+  found, wanted = read_json(path), describe(desk, kind)
   if not isinstance(found, dict) or found.get("kind") != wanted["kind"]:
     raise UserError(f"{path} is no calibration. One is written by --save-calibration FILE.")
   for key, what in FITS.items():
@@ -230,39 +277,43 @@ def run(
     "networks": [],
   }
   for subject in subjects:
-    kind = subject.given.network, subject.role
+    kind, doubt = kind_of(subject, desk.runner.config)
     if kind not in kinds:
-      kinds[kind] = _calibrated(desk, plan, *kind)
-      document["calibrations"].append(_line(kinds[kind], *kind))
-    document["networks"].append(_entry(desk, subject, kinds[kind], document, directory))
+      kinds[kind] = _calibrated(desk, plan, kind, directory / "audit" / "references")
+      document["calibrations"].append(_line(kinds[kind], kind))
+    entry = _entry(desk, subject, kinds[kind], document, directory)
+    entry["doubts"] += [doubt] if doubt and kinds[kind] else []
+    document["networks"].append(entry)
     document["complete"] = len(document["networks"]) == len(subjects)
     write_json(directory / "audit.json", document)
   return document
 
 
-def _calibrated(desk: Desk, plan: Plan, network: str, role: str) -> dict[str, Any] | None:
+def _calibrated(
+  desk: Desk, plan: Plan, kind: Kind, directory: pathlib.Path
+) -> dict[str, Any] | None:
   if plan.calibration:
-    return read_calibration(plan.calibration, desk, network)
+    return read_calibration(plan.calibration, desk, kind)
   if not plan.count:
     return None
-  found = calibration(desk, network, role, plan.part, plan.count)
+  found = calibration(desk, kind, plan.part, plan.count, directory)
   if plan.save:
+    own = f"-{kind.method or kind.network}"
     path = plan.save
-    path = path.with_name(f"{path.stem}-{network}{path.suffix}") if path.exists() else path
+    path = path.with_name(f"{path.stem}{own}{path.suffix}") if path.exists() else path
     write_json(path, found)
     desk.runner.say.say(f"Calibration: {path}")
   return found
 
 
-def _line(calibrated: Mapping[str, Any] | None, network: str, role: str) -> dict[str, Any]:
+def _line(calibrated: Mapping[str, Any] | None, kind: Kind) -> dict[str, Any]:
   """How a kind of network was calibrated, for audit.json."""
   if calibrated is None:
-    return {"network": network, "role": role, "count": 0}
+    return {**dataclasses.asdict(kind), "count": 0}
   own = calibrated["networks"]
   accuracies = [one["accuracy"] for one in own]
   return {
-    "network": network,
-    "role": role,
+    **dataclasses.asdict(kind),
     "count": len(own),
     "accuracy": [min(accuracies), max(accuracies)],
     "trained": calibrated["trained"],

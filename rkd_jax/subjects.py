@@ -39,11 +39,13 @@ class Subject:
   role: str
   given: Given
   seed: int | None = None
+  method: str = ""
 
 
 def of_run(
-  workdir: pathlib.Path, wanted_seeds: Sequence[int], methods: Sequence[str], controls: bool
-) -> list[Subject]:
+  workdir: pathlib.Path, wanted_seeds: Sequence[int], methods: Sequence[str], controls: bool,
+  teachers: str = "",
+) -> list[Subject]:  # fmt: skip
   """The teachers and students of a finished run, by its manifest.
 
   Args:
@@ -51,6 +53,7 @@ def of_run(
     wanted_seeds: (): the first.
     methods: whose students; (): all that had a teacher. "teacher" alone: no student.
     controls: the clean teacher, its students and those without a teacher too.
+    teachers: where teachers lie, if neither there nor where the run's config says.
   """
   manifest, _ = results.read(workdir / "results.json")
   config = mapping(manifest.get("config"))
@@ -63,7 +66,8 @@ def of_run(
   for method in methods:
     if method not in (*labels, "teacher"):
       raise UserError(f"The run has no method {method!r}. {nearest(method, [*labels, 'teacher'])}")
-  folders = [workdir.parent / "teachers", pathlib.Path(str(config.get("teachers_dir") or "."))]
+  named = [teachers, str(config.get("teachers_dir") or "")]
+  folders = [workdir.parent / "teachers", *(pathlib.Path(folder) for folder in named if folder)]
   found: dict[str, Subject] = {}
   for phase in phases.values():
     if phase.get("name") == "teacher" and phase.get("seed") in wanted:
@@ -94,9 +98,8 @@ def _add(
   clean = phase.get("teacher") == "clean"
   if clean and not controls:
     return
-  key, seed = str(phase["key"]), int(phase["seed"])
+  key, seed, method = str(phase["key"]), int(phase["seed"]), label if role == "student" else ""
   name = f"seed{seed}/{label}" + ("-clean" if clean else "")
-  name = f"{name}-{key[:8]}" if name in found else name  # a strength that was tried
   own = workdir / "phases" / f"seed{seed}" / f"{phase['name']}-{key[:8]}"
   path = next((p for p in (own, *(f / key for f in folders)) if (p / "done.json").exists()), None)
   if path is None:
@@ -104,7 +107,12 @@ def _add(
       f"The network {name} (phase {key}) is neither in {own} nor in {folders[0]}. An audit needs "
       "the networks: copy the run's phases/ and its teachers, or run it again."
     )
-  found[name] = Subject(name, role, given.read(path, str(phase.get("sha256") or "")), seed)
+  if any(one.given.path == str(path) for one in found.values()):
+    return  # a network without a teacher belongs to every teacher's story
+  name = f"{name}-{key[:8]}" if name in found else name  # a strength that was tried
+  found[name] = Subject(
+    name, role, given.read(str(path), str(phase.get("sha256") or "")), seed, method
+  )
 
 
 def config_of(workdir: pathlib.Path, **changes: Any) -> Config:

@@ -122,7 +122,7 @@ def audit(options: argparse.Namespace, words: Sequence[str]) -> int:
   with StopSignal() as stop:
     runner = Runner(config, dataset, target if is_run else directory, say, stop)
     found = (
-      subjects.of_run(target, options.seed, options.method, options.controls)
+      subjects.of_run(target, options.seed, options.method, options.controls, options.teachers)
       if is_run
       else subjects.of_file(config, dataset)
     )

@@ -115,15 +115,15 @@ def _size(said: Mapping[str, Any], suspect: int | None) -> str:
 def _calibration(one: Mapping[str, Any]) -> str:
   """How a kind of network was calibrated, as a sentence."""
   network, count = str(one.get("network")), one.get("count")
+  network += f" ({one['method']})" if one.get("method") else ""
   if not count:
     return f"{network}: not calibrated."
   right = " to ".join(percent(_number(value)) for value in _list(one.get("accuracy")))
   trained = mapping(one.get("trained")).get("part")
-  what = {"clean": "all training images", "labelled+holdout": "the defender’s labelled images"}
-  return (
-    f"{network}: {count} clean networks, trained on {what.get(str(trained), 'other data')}, "
-    f"{right} right."
-  )
+  known = {"clean": "all training images", "labelled+holdout": "the defender’s labelled images"}
+  taught = f"trained on {known.get(str(trained), 'other data')}"
+  taught = "students of clean teachers" if one.get("method") else taught
+  return f"{network}: {count} clean networks, {taught}, {right} right."
 
 
 def _pictures(

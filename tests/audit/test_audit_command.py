@@ -14,6 +14,7 @@ from rkd_jax.errors import UserError
 from rkd_jax.reporting import report
 from rkd_jax.reporting.files import read_json, write_json
 
+pytestmark = pytest.mark.slow
 FAST = ["--tests", "patch,head", "--steps", "12", "--devices", "1"]
 FLAT = "small_nets.flat-16"
 
@@ -112,6 +113,20 @@ def test_without_references_it_is_unknown(finished, tmp_path, capsys):
   assert "seed0/none" in capsys.readouterr().out
 
 
+def test_a_student_is_compared_with_students_of_clean_teachers(calibrated, finished, tmp_path):
+  """Of its own method, five of them; the report says so."""
+  words = [str(finished), *FAST, "--method", "kd", "--calibrate", "5", "--alpha", "0.2"]
+  status = audit.main([*words, "--out", str(tmp_path)])
+  made = read_json(tmp_path / "audit.json")
+  teacher, student = made["calibrations"]
+  assert (teacher["method"], student["method"], student["count"]) == ("", "kd", 5)
+  own = made["networks"][1]
+  assert own["name"] == "seed0/kd" and own["references"] == 5 and not own["doubts"]
+  assert status == max(audit.STATUS[n["verdict"]] for n in made["networks"]) == 3
+  shutil.copy(finished / "results.json", tmp_path)
+  assert "(kd): 5 clean networks, students of clean" in report.write(tmp_path).read_text()
+
+
 def test_a_calibration_of_something_else_is_refused(calibrated, finished, tmp_path, capsys):
   _, _, file = calibrated
   words = [str(finished), "--method", "teacher", "--out", str(tmp_path), "--devices", "1"]
@@ -120,6 +135,8 @@ def test_a_calibration_of_something_else_is_refused(calibrated, finished, tmp_pa
   )
   assert "was made for other settings" in capsys.readouterr().err
   found = read_json(file)
+  assert audit.main([*words[:1], *words[3:], *FAST[:4], "--calibration", str(file)]) == 2
+  assert "was made for students of another method" in capsys.readouterr().err
   others = {"another network": ("network", "wideresnet-10-1")}
   for said, (key, value) in (others | {"other data": ("data", {"name": "tfds:cifar10"})}).items():
     write_json(tmp_path / "other.json", found | {key: value})

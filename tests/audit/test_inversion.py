@@ -55,7 +55,7 @@ def test_a_planted_backdoor_is_the_smallest_and_works(kind):
   found, clean = search(Bright(3), kind), search(Bright(), kind)
   assert found.sizes.shape == (K,) and found.mask.shape == (K, SIDE, SIDE, 1)
   assert found.sizes.argmin() == 3 and found.rates[3] > 0.7
-  assert found.sizes[3] < 0.8 * clean.sizes[3]
+  assert found.sizes[3] < 0.9 * clean.sizes[3]
   assert (found.sizes > 0).all() and (found.rates >= 0).all() and (found.rates <= 1).all()
   if kind == "patch":
     assert found.mask[3].argmax() == 0  # the corner
@@ -69,7 +69,7 @@ def test_the_norm_is_that_of_the_shortest_way():
   images[:, 0, :, 0] = np.linspace(102, 127, 40)[:, None].astype(np.uint8)
   labels = np.zeros(40, int)
   labels[:4] = 1  # labels only say whose images are left out
-  settings = Settings(steps=90, batch=40)
+  settings = Settings(steps=60, batch=40)
   for kind, unit in (("linf", 1.0), ("l2", np.sqrt(2))):
     found = inversion.invert(line, VARIABLES, images, labels, 0, settings, kind)
     needed = np.quantile((1 - images[4:, 0].sum((1, 2)) / 255.0) / 2, 0.9) * unit
