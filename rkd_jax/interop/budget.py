@@ -26,14 +26,19 @@ VIEWED, VIEWS = 64 * MIB, 8
 class Budget:
   """Bytes that may still be spent on objects."""
 
-  def __init__(self, size: int = OBJECTS):
-    self._left = size
+  def __init__(self):
+    self._size = self._left = OBJECTS
+
+  def grow(self, pickle: int) -> None:
+    """Allows for the texts and bytes that a pickle of this length in the file is made of."""
+    self._size += 2 * min(pickle, PICKLE)
+    self._left += 2 * min(pickle, PICKLE)
 
   def spend(self, size: int) -> None:
     """Raises `RefusedError` where the file costs more than it may."""
     self._left -= size
     if self._left < 0:
       raise RefusedError(
-        f"what it holds beside tensors takes over {OBJECTS // MIB} MiB, as a memory bomb does",
+        f"what it holds beside tensors takes over {self._size // MIB} MiB, as a memory bomb does",
         RESAVE,
       )

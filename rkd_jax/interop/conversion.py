@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rkd_jax.errors import UserError
+from rkd_jax.interop import flax_tree
 from rkd_jax.interop.checkpoint import Checkpoint
 from rkd_jax.interop.converted import Converted, Difference
 from rkd_jax.interop.families import ALL, Family, Normalisation, base
@@ -44,13 +45,16 @@ def convert(
   Args:
     checkpoint: as `read` returns it.
     network: a module of the user's own, with a dot in its name, which defines `KEYS`; or which of
-      several networks with the same tensors is meant; "": the likeliest.
-    side, channels: of the images, for a module of the user's own.
+      several networks with the same tensors is meant; "": the likeliest. Of variables that Flax
+      saved: the network that they are of.
+    side, channels: of the images, for a module of the user's own, and for Flax's variables.
 
   Raises:
     UserError: it is none that is known: which is nearest, and the difference. Nothing is ever
       loaded in part.
   """
+  if flax_tree.root(checkpoint) is not None:
+    return flax_tree.convert(checkpoint, network, side, channels)
   if "." in network.partition("-")[0]:
     from rkd_jax.interop import mapped
 

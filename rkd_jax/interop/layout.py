@@ -61,6 +61,7 @@ def compare(
   names: Mapping[str, str],
   wanted: Mapping[str, Shape],
   found: Mapping[str, Shape],
+  turned: bool = True,
 ) -> Difference:
   """How the file's tensors differ from the network's.
 
@@ -68,11 +69,12 @@ def compare(
     names: {our leaf: its name in the file}.
     wanted: {our leaf: its shape}.
     found: {name in the file: shape}.
+    turned: whether the file has PyTorch's axes, not ours.
   """
   shapes = {
     part: size
     for leaf, shape in wanted.items()
-    for part, size in parts(names[leaf], theirs(leaf, shape)).items()
+    for part, size in parts(names[leaf], theirs(leaf, shape) if turned else shape).items()
   }
   wrong = {n: (found[n], s) for n, s in shapes.items() if n in found and not same(found[n], s)}
   missing = tuple(name for name in shapes if name not in found)
@@ -93,9 +95,13 @@ def same(found: Shape, wanted: Shape) -> bool:
 
 
 def variables(
-  names: Mapping[str, str], wanted: Mapping[str, Shape], tensors: Mapping[str, np.ndarray]
+  names: Mapping[str, str],
+  wanted: Mapping[str, Shape],
+  tensors: Mapping[str, np.ndarray],
+  turned: bool = True,
 ) -> dict[str, Any]:
-  """{our leaf: name in the file} and {our leaf: its shape} -> our tree of variables.
+  """{our leaf: name in the file} and {our leaf: its shape} -> our tree of variables; `turned`:
+  whether the file has PyTorch's axes.
 
   Raises:
     UserError: a tensor is no floating-point one, or holds NaN or infinities.
@@ -104,7 +110,11 @@ def variables(
   for leaf, name in names.items():
     arrays = [_checked(part, tensors[part]) for part in name.split(AND)]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    flat[leaf] = ours(leaf, array.reshape(theirs(leaf, wanted[leaf])))
+    flat[leaf] = (
+      ours(leaf, array.reshape(theirs(leaf, wanted[leaf])))
+      if turned
+      else array.reshape(wanted[leaf])
+    )
   return traverse_util.unflatten_dict({tuple(leaf.split("/")): x for leaf, x in flat.items()})
 
 

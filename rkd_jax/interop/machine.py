@@ -5,6 +5,7 @@ would call for become the records of `values.py`. What it may cost is counted (`
 """
 
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -128,7 +129,7 @@ class Machine:
 
   def _literal(self, name: str, value: Any) -> None:
     if isinstance(value, str):
-      self._budget.spend(4 * len(value))
+      self._budget.spend(sys.getsizeof(value))
     self._push(value)
 
   def _text_number(self, name: str, text: str) -> None:

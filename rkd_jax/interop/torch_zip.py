@@ -27,7 +27,9 @@ def read(archive: Archive, opaque: frozenset[str], budget: Budget) -> Found:
   """What `archive` holds. Raises `RefusedError`."""
   root = _root(archive)
   big = _order(archive, root)
-  pickle = archive.read(archive.entries[f"{root}/data.pkl"])
+  entry = archive.entries[f"{root}/data.pkl"]
+  budget.grow(len(entry.packed))
+  pickle = archive.read(entry)
   machine = Machine(pickle, 0, budget, storage_of, opaque)
   value = machine.run()
   if machine.end != len(pickle):

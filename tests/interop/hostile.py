@@ -111,6 +111,37 @@ def code(canary: str) -> dict[str, tuple[bytes, str]]:
     ),
     "a name with spaces": (b"cos system\nx y\n.", "global named"),
     "an escape": (b"c\x1b[31mos\nsystem\n.", "global named"),
+    "in what is noted": (
+      name("datetime", "datetime") + system + touch + b"\x85R\x85R.",
+      "os.system",
+    ),
+    "in what a kind of list holds": (
+      name("collections", "deque") + b")R(" + system + touch + b"\x85Re.",
+      "os.system",
+    ),
+    "in what a kind of dictionary holds": (
+      name("yacs.config", "CfgNode") + b")\x81(" + touch + system + b"u.",
+      "os.system",
+    ),
+    "setstate of what is noted": (
+      name("datetime", "datetime") + b")R" + state(__setstate__=system) + b"b.",
+      "os.system",
+    ),
+    "a class of what is noted": (
+      name("zoneinfo", "ZoneInfo._unpickle") + b")R.",
+      "zoneinfo.ZoneInfo._unpickle",
+    ),
+    "python 2's names": (name("__builtin__", "xrange.__class__") + b")R.", "builtins.xrange"),
+    "a number's class called": (name("numpy", "float32") + b")R.", "numpy.float32"),
+    "a callback's class called": (
+      name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint") + b")R.",
+      "ModelCheckpoint",
+    ),
+    "load from bytes": (
+      name("torch.storage", "_load_from_bytes") + b"C\x01N\x85R.",
+      "_load_from_bytes",
+    ),
+    "a class as key": (b"}" + name("subprocess", "Popen") + b"Ns.", "subprocess.Popen"),
     "objects in numpy": (
       name("numpy", "dtype") + b"(" + text("O8") + b"\x89\x88tR.",
       "O8",
@@ -123,6 +154,8 @@ def code(canary: str) -> dict[str, tuple[bytes, str]]:
 def damaged() -> dict[str, bytes]:
   """{name: a pickle that breaks rules, lies, or costs too much}."""
   deep = 100_000
+  often = b")" + b"2\x86" * 60  # a tuple that would take 2**60 words to spell out
+  noted, listed = name("datetime", "datetime") + b")R", name("collections", "deque") + b")R"
   laugh = b"](" + b"N" * 9 + b"eq\x00" + b"0](" + b"".join(b"h\x00" * 9 for _ in range(1)) + b"e"
   for level in range(1, 30):
     laugh += b"q" + bytes([level]) + b"0](" + (b"h" + bytes([level])) * 9 + b"e"
@@ -176,6 +209,29 @@ def damaged() -> dict[str, bytes]:
     "cycle in an object": (
       name("argparse", "Namespace") + b")\x81q\x00" + state(me=b"h\x00") + b"b."
     ),
+    "cycle in a kind of list": listed + b"q\x00h\x00a.",
+    "cycle in a kind of dictionary": (
+      name("yacs.config", "CfgNode") + b")\x81q\x00" + text("a") + b"h\x00s."
+    ),
+    "a list, then a dictionary": listed + b"(Ne" + text("a") + b"Ns.",
+    "noted twice": noted + (state(a=b"N") + b"b") * 2 + b".",
+    "noted and called": noted + b")R.",
+    "noted flood": b"](" + (listed + b"(Ne") * 200_000 + b"e.",
+    "tuples": often + b".",
+    "tuples as key": b"}" + often + b"Ns.",
+    "tuples in a key": b"}" + often + b"\x85Ns.",
+    "tuples as reference": often + b"Q.",
+    "tuples in a reference": b"(" + text("storage") + often * 4 + b"tQ.",
+    "tuples as shape": state(w=name("torch", "Size") + often + b"\x85R") + b".",
+    "tuples as name": often * 2 + b"\x93.",
+    "tuples noted": name("datetime", "datetime") + often + b"\x85R.",
+    "key in a tuple twice": b"}(K\x01\x85NK\x01\x85Nu.",
+    "key in a tuple is long": b"}(" + text("a" * 65) + b"\x85Nu.",
+    "keys that collide": (
+      b"}(" + b"".join(number(i << 36) + b"N" for i in range(1, 250_000)) + b"u."
+    ),
+    "more after its end": plain()[2:] + b"cos\nsystem\n.",
+    "view of nothing begins far": state(w=tensor(offset=9, shape=(), strides=())) + b".",
     "key twice": b"}(" + (text("w") + tensor()) * 2 + b"u.",
     "key twice, once true": b"}(\x88NK\x01Nu.",
     "key is a list": b"}]Ns.",

@@ -7,9 +7,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax import serialization, traverse_util
 
 from rkd_jax import interop, networks
 from rkd_jax.errors import UserError
+from rkd_jax.interop import layout
 from rkd_jax.interop.recognition import recognised
 from rkd_jax.models.network import Network
 
@@ -55,6 +57,7 @@ MODULES = {  # (a network in PyTorch, what it is called here, whose it is)
     lambda: own.shuffle(1, 100), "shufflenet_v2-0.5-stem=pointwise", "RepDistiller",
   ),
   "vit": (lambda: own.ViT(64, 32, 16, 10), "vit-64-2-16", "torchvision"),
+  "vit-apart": (lambda: own.HuggingFaceViT(128, 32, 16, 10), "vit-128-2-16", "Hugging Face"),
 }  # fmt: skip
 
 
@@ -92,6 +95,89 @@ def test_modules(case, tmp_path):
   close(logits(found, images), expected)
 
 
+def test_a_pool_after_a_small_stem_is_another_network(tmp_path):
+  """huyvnphan's: its tensors do not tell it from timm's without the pool, so both are named."""
+  widths = (4, 4, 8, 16, 32)
+  model = own.randomised(own.Residual(widths, (2, 2, 2, 2), "downsample", "fc", 10, pooled=True))
+  checkpoint = saved(tmp_path, model.state_dict())
+  pooled = "imagenet_resnet-18-width=4-stem=pooled"
+  assert interop.convert(checkpoint).others == (pooled,)
+  found = interop.convert(checkpoint, pooled)
+  images = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype("float32")
+  with torch.no_grad():
+    expected = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+  close(logits(found, images), expected)
+
+
+JEONSWORLD = (
+  ("vit.embeddings.patch_embeddings.projection", "transformer.embeddings.patch_embeddings"),
+  ("vit.embeddings", "transformer.embeddings"),
+  ("vit.encoder.layer.", "transformer.encoder.layer."),
+  ("vit.layernorm", "transformer.encoder.encoder_norm"), ("classifier", "head"),
+  ("attention.attention", "attn"), ("attention.output.dense", "attn.out"),
+  ("layernorm_before", "attention_norm"), ("layernorm_after", "ffn_norm"),
+  ("intermediate.dense", "ffn.fc1"), (".output.dense", ".ffn.fc2"),
+)  # fmt: skip
+TRANSFORMERS5 = (
+  ("vit.encoder.layer.", "vit.layers."), ("attention.attention.query", "attention.q_proj"),
+  ("attention.attention.key", "attention.k_proj"),
+  ("attention.attention.value", "attention.v_proj"),
+  ("attention.output.dense", "attention.o_proj"), ("intermediate.dense", "mlp.fc1"),
+  (".output.dense", ".mlp.fc2"),
+)  # fmt: skip
+
+
+def same(one, other):
+  """Whether two trees of variables have the same numbers."""
+  return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
+@pytest.mark.parametrize("words", [JEONSWORLD, TRANSFORMERS5])
+def test_the_same_vit_in_other_words(words, tmp_path):
+  tensors = own.randomised(own.HuggingFaceViT(128, 32, 16, 10)).state_dict()
+  wanted = interop.convert(saved(tmp_path, tensors))
+  other = {functools.reduce(lambda n, w: n.replace(*w), words, n): t for n, t in tensors.items()}
+  assert set(other) != set(tensors)
+  found = interop.convert(saved(tmp_path, other))
+  assert (found.network, found.side, found.classes) == (wanted.network, 32, 10)
+  assert same(found.variables, wanted.variables)
+  q, k, v = (
+    tensors[f"vit.encoder.layer.1.attention.attention.{x}.weight"]
+    for x in ("query", "key", "value")
+  )
+  joint = found.variables["params"]["stage2_block0"]["qkv"]["kernel"]
+  assert np.array_equal(joint, torch.cat([q, k, v]).T.numpy())
+
+
+def test_dense_layers_that_timm_keeps_as_convolutions(tmp_path):
+  name = "vgg-11-norm=0-hidden=12-pool=7-width=4"
+  values = ours(name)
+  tensors = state(values, names.vgg)
+  words = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2"}
+  words |= {"classifier.6": "head.fc"}
+  for old, new in words.items():
+    weight, bias = tensors.pop(f"{old}.weight"), tensors.pop(f"{old}.bias")
+    side = 7 if new == "pre_logits.fc1" else 1
+    tensors[f"{new}.weight"] = weight if new == "head.fc" else weight.unflatten(1, (-1, side, side))
+    tensors[f"{new}.bias"] = bias
+  found = interop.convert(saved(tmp_path, tensors))
+  assert found.network == name and found.family == "timm's VGG" and same(found.variables, values)
+
+
+def huggingface(values):
+  """Hugging Face's names of a ResNet."""
+  first = "resnet.embedder.embedder"
+  found = {f"{first}.convolution": "conv", f"{first}.normalization": "norm", "classifier.1": "head"}
+  for stage, block, path in names.blocks(names.layers_of(values)):
+    theirs = f"resnet.encoder.stages.{stage}.layers.{block}"
+    for i in range(3):
+      found[f"{theirs}.layer.{i}.convolution"] = f"{path}/conv{i + 1}"
+      found[f"{theirs}.layer.{i}.normalization"] = f"{path}/norm{i + 1}"
+    found[f"{theirs}.shortcut.convolution"] = f"{path}/shortcut"
+    found[f"{theirs}.shortcut.normalization"] = f"{path}/shortcut_norm"
+  return found
+
+
 def timm_mobile(values):
   """timm's names of a MobileNetV2, from torchvision's."""
   rows = [(row, i) for row, count in enumerate((1, 2, 3, 4, 3, 3, 1)) for i in range(count)]
@@ -109,6 +195,8 @@ def timm_mobile(values):
 kuangliu = functools.partial(names.residual, shortcut="shortcut", head="linear")
 TWINS = {  # (a network of ours, its names there): the logits are compared in tests/models
   "resnet50-2": ("imagenet_resnet-50-2-width=4", names.residual),
+  "resnet34-huggingface": ("imagenet_resnet-34-width=4", huggingface),
+  "resnet50-huggingface": ("imagenet_resnet-50-width=4", huggingface),
   "resnet101": ("imagenet_resnet-101-width=8", names.residual),
   "resnet34-cifar": ("imagenet_resnet-34-width=4-stem=cifar", kuangliu),
   "preact18": ("preact_resnet-18-width=4", kuangliu),
@@ -127,12 +215,14 @@ TWINS = {  # (a network of ours, its names there): the logits are compared in te
 
 def ours(name, classes=7, side=32):
   """Random variables of one of our networks."""
-  module = networks.module(name, classes=classes)
-  shapes = jax.eval_shape(
-    Network(module, (side, side, 3), (0,) * 3, (1,) * 3).init, jax.random.key(0)
-  )
   rng = np.random.default_rng(0)
-  return jax.tree.map(lambda leaf: rng.uniform(0.5, 1, leaf.shape).astype("float32"), shapes)
+  shapes = layout.expected(name, classes, 3, side)  # which the conversion then need not trace again
+  return traverse_util.unflatten_dict(
+    {
+      tuple(leaf.split("/")): rng.uniform(0.5, 1, shape).astype("float32")
+      for leaf, shape in shapes.items()
+    }
+  )
 
 
 def state(values, named):
@@ -179,6 +269,15 @@ def prefixed(tensors, prefix):
     (lambda s: {"state_dict": s, "state_dict_ema": prefixed(s, "module.")}, "'state_dict_ema'"),
     (lambda s: prefixed(s, "model.") | prefixed(s, "ema."), "prefix 'ema.'"),
     (lambda s: {"model": s, "optimizer": {"state": {0: {"exp_avg": torch.ones(4)}}}}, "'model'"),
+    (lambda s: prefixed(s, "1."), "without the prefix '1.'"),
+    (lambda s: prefixed(s, "student.encoder."), "without the prefix 'student.encoder.'"),
+    (
+      lambda s: {
+        n.replace("layer1.", "layer1.module.").replace("layer2.", "layer2._orig_mod."): t
+        for n, t in s.items()
+      },
+      "at the top",
+    ),
     (lambda s: {"n_averaged": torch.tensor(4), **prefixed(s, "module.")}, "'module.'"),
   ],
 )
@@ -271,6 +370,38 @@ def test_backdoorbench_says_that_it_is(tmp_path):
   own = {"model_name": "preactresnet18", "num_classes": 43, "model": state(values, kuangliu)}
   assert interop.convert(saved(tmp_path, own)).normalisation == ((0.0,) * 3, (1.0,) * 3)
   assert interop.convert(saved(tmp_path, {"model": own["model"]})).normalisation is None
+
+
+def test_backdoorbench_takes_torchvisions_strides(tmp_path):
+  tensors = state(ours("mobilenet_v2-0.25-variant=imagenet", 10), names.mobile)
+  container = {"model_name": "mobilenet_v2", "num_classes": 10, "model": tensors}
+  found = interop.convert(saved(tmp_path, container))
+  assert found.network == "mobilenet_v2-0.25-variant=imagenet"
+  assert found.others == ("mobilenet_v2-0.25-variant=cifar",)
+
+
+def test_another_hidden_layer_is_anothers_normalisation(tmp_path):
+  for pool, known in ((1, True), (7, False)):
+    values = ours(f"vgg-11-norm=0-hidden=12-pool={pool}-width=4", 10)
+    found = interop.convert(saved(tmp_path, state(values, names.vgg)))
+    assert (found.normalisation is not None) == known
+
+
+# What Flax saved.
+
+
+@pytest.mark.parametrize("above", ["", "state"])
+def test_variables_of_flax(above, tmp_path):
+  values = ours("resnet-8", 10)
+  path, tree = tmp_path / "a.msgpack", {"step": 3, "opt_state": {"mu": values["params"]}} | values
+  path.write_bytes(serialization.to_bytes({above: tree} if above else tree))
+  found = interop.convert(interop.read(path), "resnet-8")
+  assert (found.network, found.classes, found.side) == ("resnet-8", 10, None)
+  assert same(found.variables, values) and (above or "top") in found.place
+  with pytest.raises(UserError, match=r"do not say which .*network=resnet-20"):
+    interop.convert(interop.read(path))
+  with pytest.raises(UserError, match=r"not those of resnet-14 .*30 missing"):
+    interop.convert(interop.read(path), "resnet-14")
 
 
 def test_recognition_in_a_line(small):

@@ -7,10 +7,13 @@ import sys
 import time
 
 import hostile
+import numpy as np
 import pytest
 from handmade import FOUR, legacy, plain, state, storage, tensor, torch_zip
 
-from rkd_jax.interop import RefusedError, read
+from rkd_jax.interop import RefusedError, conversion, read
+from rkd_jax.interop.checkpoint import Checkpoint
+from rkd_jax.interop.families import base
 
 ROOT = pathlib.Path(__file__).parents[2]
 HERE = pathlib.Path(__file__).parent
@@ -78,6 +81,7 @@ def test_pickles_without_a_header_are_named_too(tmp_path, protocol):
     legacy(plain()) + b"more",
     legacy(plain())[:-1],
     legacy(plain()).replace(b"M\xe9\x03", b"M\xea\x03"),
+    legacy(plain()).replace(b"M\xe9\x03", b")" + b"2\x86" * 60),  # 2**60 words, if spelled out
     legacy(plain(stored=storage(window=b"(X\1\0\0\0vK\x03K\x09t"))),
     legacy(plain(stored=storage(window=b"(X\1\0\0\0vK\x03t"))),
     legacy(plain(stored=storage(window=b"K\x01"))),
@@ -85,6 +89,26 @@ def test_pickles_without_a_header_are_named_too(tmp_path, protocol):
 )
 def test_legacy_storages_are_those_of_the_tensors(tmp_path, data):
   refusal(tmp_path, data)
+
+
+def test_a_file_that_could_be_many_networks_is_not_held_against_all(monkeypatch):
+  """Each deep one takes seconds to trace."""
+  monkeypatch.setattr(base, "TRACED", 100)
+  deep = {f"layer{s}.{b}.conv1.weight": (9, 9, 3, 3) for s in (1, 2, 3) for b in range(2)}
+  deep |= {"bn1.weight": (4,), "conv1.weight": (4, 3, 3, 3), "fc.weight": (10, 4)}
+  many = {f"{i}/{name}": shape for i in range(9) for name, shape in deep.items()}
+  empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in many.items()}
+  tried = [len(m.wanted) for m in conversion.matches(Checkpoint("", "", 0, "", empty))]
+  assert sum(tried) > 100 >= sum(tried[:-1])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
+def test_a_name_does_not_command_the_terminal(tmp_path):
+  path = tmp_path / "a\x1b[31m\u00e9.pth"
+  path.write_bytes(b"hello")
+  with pytest.raises(RefusedError, match="text file") as caught:
+    read(path)
+  assert str(caught.value).isprintable() and "\u00e9" in str(caught.value)
 
 
 @pytest.mark.parametrize("make", [torch_zip, legacy])

@@ -2,11 +2,16 @@
 
 import argparse
 import collections
+import datetime
+import decimal
 import io
 import pathlib
+import random
 import struct
 import subprocess
 import sys
+import types
+import uuid
 import zipfile
 
 import numpy as np
@@ -165,6 +170,38 @@ def test_training_checkpoints(tmp_path, kwargs):
   assert np.array_equal(found.tensors["curve"], value["curve"])
   assert np.array_equal(found.tensors["fortran"], value["fortran"])
   assert "argparse.Namespace" in found.globals
+
+
+@pytest.mark.parametrize("kwargs", [ZIP[0], ZIP[2], OLD[0]])
+def test_what_training_leaves_beside_weights_is_noted(tmp_path, kwargs):
+  value = {
+    "w": torch.ones(2),
+    "log": collections.defaultdict(int, {"a": 1}),
+    "last": collections.deque([1, 2], maxlen=3),
+    "when": [datetime.datetime(2020, 1, 2), datetime.timedelta(3), decimal.Decimal("1.5")],
+    "run": uuid.UUID(int=7),
+    "args": types.SimpleNamespace(lr=0.1, steps=range(3)),
+    "by": {(1, "a"): 2, collections.OrderedDict: 3},
+    "rng": [np.random.default_rng(0), np.random.get_state(), random.getstate()],
+    "kinds": [int, str, np.float32],
+  }
+  found = read(save(tmp_path, value, kwargs))
+  assert np.array_equal(found.tensors["w"], [1, 1])
+  assert found.metadata["log/a"] == 1 and found.metadata["last/items"] == [1, 2]
+  assert found.metadata["args/lr"] == 0.1 and found.metadata["run/class"] == "uuid.UUID"
+  assert found.metadata["by/(1, 'a')"] == 2
+  assert found.metadata["by/collections.OrderedDict"] == 3
+
+
+@pytest.mark.parametrize("make", [torch_zip, legacy])
+def test_settings_that_are_kinds_of_dictionaries(tmp_path, make):
+  """yacs' and OmegaConf's, which Lightning and detectron2 keep; neither is installed here."""
+  node = named("yacs.config", "CfgNode") + b")\x81" + state(lr=b"K\x07")[1:]
+  node += state(__immutable__=b"\x89") + b"b"
+  path = tmp_path / "a.pth"
+  path.write_bytes(make(b"\x80\x02" + state(w=tensor(), cfg=node) + b"."))
+  found = read(path)
+  assert list(found.tensors) == ["w"] and found.metadata["cfg/items/lr"] == 7
 
 
 class Settings:

@@ -44,10 +44,11 @@ class Basic(nn.Module):
 
 
 class Residual(nn.Module):
-  """ResNets for CIFAR of three stages, and kuangliu's of four."""
+  """ResNets for CIFAR of three stages, and kuangliu's of four; `pooled`: huyvnphan's pool."""
 
-  def __init__(self, widths, blocks, style, head, classes):
+  def __init__(self, widths, blocks, style, head, classes, pooled=False):
     super().__init__()
+    self.pooled = pooled
     self.conv1, self.bn1, self.head, inputs = conv(3, widths[0]), norm(widths[0]), head, widths[0]
     self.stages = [f"layer{i + 1}" for i in range(len(blocks))]
     for i, (outputs, count) in enumerate(zip(widths[1:], blocks, strict=True)):
@@ -60,6 +61,7 @@ class Residual(nn.Module):
 
   def forward(self, x):
     x = relu(self.bn1(self.conv1(x)))
+    x = nn.functional.max_pool2d(x, 3, 2, 1) if self.pooled else x
     for stage in self.stages:
       x = getattr(self, stage)(x)
     return getattr(self, self.head)(flat(x))
@@ -321,6 +323,60 @@ class ViT(nn.Module):
     x = self.conv_proj(x).flatten(2).transpose(1, 2)
     x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.encoder.pos_embedding
     return self.heads(self.encoder.ln(self.encoder.layers(x))[:, 0])
+
+
+def group(**parts):
+  """A module that only holds others."""
+  found = nn.Module()
+  for name, part in parts.items():
+    setattr(found, name, part)
+  return found
+
+
+class HuggingFaceViT(nn.Module):
+  """Hugging Face's, of 2 blocks: queries, keys and values apart."""
+
+  def __init__(self, width, side, patch, classes):
+    super().__init__()
+
+    def layer():
+      apart = group(**{name: nn.Linear(width, width) for name in ("query", "key", "value")})
+      return group(
+        attention=group(attention=apart, output=group(dense=nn.Linear(width, width))),
+        intermediate=group(dense=nn.Linear(width, 4 * width)),
+        output=group(dense=nn.Linear(4 * width, width)),
+        layernorm_before=nn.LayerNorm(width, 1e-12),
+        layernorm_after=nn.LayerNorm(width, 1e-12),
+      )
+
+    self.vit = group(
+      embeddings=group(
+        patch_embeddings=group(projection=nn.Conv2d(3, width, patch, patch)),
+        cls_token=nn.Parameter(torch.zeros(1, 1, width)),
+        position_embeddings=nn.Parameter(torch.zeros(1, (side // patch) ** 2 + 1, width)),
+      ),
+      encoder=group(layer=nn.ModuleList([layer(), layer()])),
+      layernorm=nn.LayerNorm(width, 1e-12),
+    )
+    self.classifier, self.heads = nn.Linear(width, classes), width // 64
+
+  def forward(self, x):
+    first = self.vit.embeddings
+    x = first.patch_embeddings.projection(x).flatten(2).transpose(1, 2)
+    x = torch.cat([first.cls_token.expand(len(x), -1, -1), x], 1) + first.position_embeddings
+    for layer in self.vit.encoder.layer:
+      x = x + layer.attention.output.dense(self.attend(layer, layer.layernorm_before(x)))
+      y = nn.functional.gelu(layer.intermediate.dense(layer.layernorm_after(x)))
+      x = x + layer.output.dense(y)
+    return self.classifier(self.vit.layernorm(x)[:, 0])
+
+  def attend(self, layer, x):
+    apart = layer.attention.attention
+    parts = [
+      part(x).unflatten(-1, (self.heads, 64)).transpose(1, 2)
+      for part in (apart.query, apart.key, apart.value)
+    ]
+    return nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
 
 
 def randomised(model):
