@@ -16,7 +16,10 @@ Strengths given as grids are chosen in each run by the rule of `rkd_jax/selectio
 
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from configs import quickstart
+from rkd_jax import config as base
 from rkd_jax.config import Config
 from rkd_jax.errors import UserError, nearest
 
@@ -103,5 +106,6 @@ def setting(name: str, settings: dict[str, dict[str, Any]]) -> Config:
     raise UserError(f"No setting is called {name!r}. {nearest(name, settings)}")
   config = quickstart.get_config(None)
   config.unlock()
+  config.method.rkd = ConfigDict(base.RKD)  # its strength is chosen in each run, too
   config.update_from_flattened_dict(settings[name])
   return config
