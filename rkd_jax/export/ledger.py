@@ -88,7 +88,7 @@ def amounts(record: Mapping[str, Any], shared: Fields) -> list[Cell]:
     )
   ]
   for one in record["latency"]:
-    for share in ("p50", "p95"):
+    for share in ("p50", "p95", "fastest"):
       unit = f"ms, {share}, batch {one['batch']}, {one['runtime']}"
       cells.append(Cell(metric="latency", value=one[share], unit=unit, **shared))
   return cells

@@ -61,6 +61,17 @@ def section(workdir: pathlib.Path) -> dict[str, Any] | None:
   }
 
 
+def markdown(workdir: pathlib.Path, left_out: Sequence[str] = ()) -> str:
+  """The table as Markdown, without the columns of these keys; "" where nothing was exported."""
+  found = section(workdir)
+  if not found:
+    return ""
+  columns = [column for column in found["columns"] if column[0] not in left_out]
+  lines = [[line[key] for key, _, _ in columns] for line in found["lines"]]
+  rows = [[name for _, name, _ in columns], ["---"] * len(columns), *lines]
+  return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
 def _line(record: Record, batches: Sequence[int]) -> dict[str, str]:
   checked = mapping(mapping(record["check"]).get("clean"))
   mine, jax = _values(record["cells"]), _values(record["jax"])
@@ -100,7 +111,9 @@ def _timed(record: Record, runtime: str = "") -> list[Mapping[str, Any]]:
 
 def _milliseconds(timed: Sequence[Mapping[str, Any]], batch: int) -> str:
   found = [one for one in timed if one.get("batch") == batch]
-  return f"{found[0]['p50']:.3g} / {found[0]['p95']:.3g}" if found else NOT_MEASURED
+  if not found:
+    return NOT_MEASURED
+  return " / ".join(f"{found[0][share]:.3g}" for share in ("p50", "p95", "fastest"))
 
 
 def _jax(records: Sequence[Record], batch: int) -> str:
