@@ -1,13 +1,14 @@
 """How often an audit cries wolf, and what it finds: on clean and on backdoored networks made here.
 
-  python benchmarks/audit.py --network wideresnet-10-1 --clean 30 --attacked 10
-  python benchmarks/audit.py --network wideresnet-10-1 --runs runs/quickstart-01234567
+  python benchmarks/audit.py --network wideresnet-10-1 --clean 30 --attacks badnets,blended,adba:3
+  python benchmarks/audit.py --runs runs/quickstart-01234567 --students kd:20
 
 Digits, as the quickstart has them. Clean teachers are the references; each of them is also audited
 by the others, which measures the rate of false alarms. Teachers with each of --attacks are audited
-by all of them, and so are the students of --runs that are of this architecture. Every network is
+by all of them, and so are the students of --runs that are of this architecture; with --students
+also by students of the same method of clean teachers, as the command does it. Every network is
 measured once and written down at once: a second start goes on. Writes <out>/<network>.json with all
-statistics, from which every p-value can be computed again.
+statistics, from which every p-value can be computed again (--again).
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from configs import quickstart
-from rkd_jax import auditing, experiment, given, manifest, subjects, workdir
+from rkd_jax import auditing, experiment, given, manifest, recipes, subjects, workdir
 from rkd_jax import config as configs
 from rkd_jax.audit import calibrate, measure
 from rkd_jax.errors import UserError
@@ -31,6 +32,7 @@ from rkd_jax.setup import Setup
 from rkd_jax.training.loop import StopSignal
 
 ALPHA = 0.05
+OF_CLEAN = " of a clean teacher"
 SMALL = 20  # references that the command trains by default
 
 
@@ -44,6 +46,8 @@ def arguments() -> argparse.Namespace:
   parser.add_argument("--attacked", type=int, default=10, help="teachers for each attack")
   parser.add_argument("--attacks", default="badnets,blended", help="as badnets,adba:3 (of 3 seeds)")
   parser.add_argument("--runs", nargs="*", default=[], help="workdirs whose students are audited")
+  parser.add_argument("--students", default="", help="of clean teachers, as kd:20,agreement:20")
+  parser.add_argument("--teacher", default="wideresnet-16-2", help="of these students")
   parser.add_argument("--tests", default=",".join(t for t in measure.TESTS if t != "strip"))
   parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs/benchmark-audit"))
   parser.add_argument("--teachers", default="", help="where they are kept; <work>/teachers")
@@ -80,7 +84,7 @@ def networks(
   options: argparse.Namespace, settings: measure.Settings, stop: StopSignal
 ) -> Iterator[tuple[str, int, auditing.Desk, given.Given]]:
   """(kind, seed, who measures it, the network) of everything that is asked for."""
-  attacks = many(options)
+  attacks = many(options.attacks, options.attacked)
   desks = {name: desk_of(options, name, settings, stop) for name in (attacks or {"badnets": 0})}
   first = next(iter(desks.values()))
   for number in range(max([options.clean, *attacks.values()])):
@@ -92,15 +96,33 @@ def networks(
       desk = desks[name]
       phase = Setup(desk.runner.config, desk.dataset, number).planted.phase
       yield name, number, desk, given.read(str(desk.runner.finish(phase).directory))
+  yield from students(options, settings, stop)
   for run in map(pathlib.Path, options.runs):
     for subject in of_run(run, options.network):
       yield f"{run.name}: {subject.name.partition('/')[2]}", subject.seed or 0, first, subject.given
 
 
-def many(options: argparse.Namespace) -> dict[str, int]:
-  """{attack: how many teachers}."""
-  found = (part.partition(":") for part in options.attacks.split(",") if part)
-  return {name: int(count or options.attacked) for name, _, count in found}
+def many(text: str, otherwise: int) -> dict[str, int]:
+  """ "badnets,adba:3" as {name: how many}."""
+  found = (part.partition(":") for part in text.split(",") if part)
+  return {name: int(count or otherwise) for name, _, count in found}
+
+
+def students(
+  options: argparse.Namespace, settings: measure.Settings, stop: StopSignal
+) -> Iterator[tuple[str, int, auditing.Desk, given.Given]]:
+  """The students of clean teachers that are asked for."""
+  wanted = many(options.students, SMALL)
+  if not wanted:
+    return
+  desk = desk_of(options, "badnets", settings, stop, options.teacher)
+  specs = recipes.specs(desk.runner.config)
+  for method, count in wanted.items():
+    for seed in range(options.first, options.first + count):
+      setup = Setup(desk.runner.config, desk.dataset, seed, clean_teacher=True)
+      phase = recipes.phases(setup, specs[method])["student"]
+      where = given.read(str(desk.runner.finish(phase).directory))
+      yield f"{method}{OF_CLEAN}", seed, desk, where
 
 
 def of_run(run: pathlib.Path, network: str) -> list[subjects.Subject]:
@@ -111,18 +133,19 @@ def of_run(run: pathlib.Path, network: str) -> list[subjects.Subject]:
 
 
 def desk_of(
-  options: argparse.Namespace, attack: str, settings: measure.Settings, stop: StopSignal
-) -> auditing.Desk:
+  options: argparse.Namespace, attack: str, settings: measure.Settings, stop: StopSignal,
+  network: str = "",
+) -> auditing.Desk:  # fmt: skip
   config = quickstart.get_config()
   config.update({"backdoor": attack, "contamination": 0.0})
-  config.teacher.network = options.network
+  config.teacher.network = network or options.network
   config.teachers_dir = options.teachers or str(options.work / "teachers")
   configs.normalise(config)
   say = Reporter()
   dataset = experiment.load(config, say)
   runner = Runner(config, dataset, options.work / attack, say, stop)
   folder = options.work / "records"
-  return auditing.Desk(runner, dataset, auditing.images(dataset), settings, folder)
+  return auditing.Desk(runner, dataset, auditing.images(dataset, settings), settings, folder)
 
 
 def counts(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -133,6 +156,7 @@ def counts(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     test: [test] for test in measure.TESTS if test in clean[0]["tests"]
   }
   result: dict[str, Any] = {"references": len(clean), "family": tests, "usual": usual(found)}
+  result["students"] = kin(found, tests)
   for name, family in families.items():
     result[name] = {
       "false_alarms": line(calibrate.false_alarms(clean, family)),
@@ -145,6 +169,25 @@ def counts(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
       suspects = [j.opinions[j.test].suspect for j in judged]
       result[name][kind] = line([j.p for j in judged]) | {"suspects": suspects}
       result[name][kind] |= {f"found_of_{SMALL}": int(np.sum(np.array(few) <= ALPHA))}
+  return result
+
+
+def kin(found: Sequence[dict[str, Any]], family: Sequence[str]) -> dict[str, Any]:
+  """Students of runs, among students of their own method of clean teachers."""
+  result = {}
+  for method in dict.fromkeys(one["kind"].removesuffix(OF_CLEAN) for one in found):
+    own = [one for one in found if one["kind"] == method + OF_CLEAN]
+    if len(own) < calibrate.FEWEST:
+      continue
+    result[method] = {"false_alarms": line(calibrate.false_alarms(own, family))}
+    for name in (method, f"{method}-clean"):
+      audited = [one for one in found if one["kind"].endswith(f": {name}")]
+      judged = [calibrate.judge(own, one, family) for one in audited]
+      suspects = [j.opinions[j.test].suspect for j in judged]
+      result[method][name] = line([j.p for j in judged]) | {
+        "suspects": suspects,
+        "tests": [j.test for j in judged],
+      }
   return result
 
 

@@ -34,10 +34,11 @@ FITS = {  # what a calibration must have in common with an audit, and how it is 
 }
 
 
-def images(dataset: Dataset, pool: np.ndarray | None = None) -> Images:
-  """The clean hold-out, and images that may carry a trigger."""
+def images(dataset: Dataset, settings: Settings, pool: np.ndarray | None = None) -> Images:
+  """The clean hold-out, as far as it is used, and images that may carry a trigger."""
   held = dataset.holdout
-  return Images(np.asarray(held.images[:]), held.labels, pool)
+  rows = measure.balanced(held.labels, settings.images)
+  return Images(np.asarray(held.images[rows]), held.labels[rows], pool)
 
 
 class Desk:

@@ -4,8 +4,8 @@ For all classes at once, with three kinds of change:
 
 - `patch`: a mask and a pattern, x' = (1 - m) x + m p, the size |m|_1 (Neural Cleanse, Wang et al.,
   S&P 2019, eq. 3);
-- `linf`, `l2`: one perturbation, x' = clip(x + d, 0, 1), the size its norm (targeted universal
-  perturbations, as TABOR's and later audits use them).
+- `linf`, `l2`: one perturbation, x' = clip(x + d, 0, 1), the size its norm (universal adversarial
+  perturbations, Moosavi-Dezfooli et al., CVPR 2017, here with a target).
 
 A backdoor is a short way into its target class, so that class's change is smaller than other
 classes'. How much smaller it is on networks without a backdoor is for `calibrate` to say.
@@ -37,6 +37,7 @@ PRICE = 0.01  # of a pixel of mask, at first
 RATE = 0.2  # of Adam, for masks and patterns
 TURN = 0.1  # how far the dial turns in a step at most, as a logarithm
 FADE = 0.8  # what a step keeps of the earlier ones' hits
+PIXELS = 2**20  # of images that are in memory at a time, so that their features are too
 SMALLEST = 1e-6  # a size, so that it has a logarithm
 
 
@@ -48,19 +49,19 @@ class Settings:
     steps: of the search.
     batch: images that each class sees in a step.
     rate: of images, not of the class themselves, that must go there, in (0, 1).
-    at_once: classes times images that are in memory at a time.
+    at_once: classes times images that are in memory at a time; 0: as many as have `PIXELS`.
   """
 
   steps: int = 100
   batch: int = 8
   rate: float = 0.9
-  at_once: int = 4096
+  at_once: int = 0
 
   def __post_init__(self):
     check_range("the audit's steps", self.steps, 3, 10**6)
     check_range("the audit's batch", self.batch, 1, 10**6)
     check_range("the audit's rate", self.rate, 0.5, 0.99)
-    check_range("the audit's at_once", self.at_once, 1, 10**9)
+    check_range("the audit's at_once", self.at_once, 0, 10**9)
 
 
 class Found(NamedTuple):
@@ -128,7 +129,8 @@ def invert(
   variables, seen, known, key = sharding.replicate(
     mesh, (variables, images, np.asarray(labels), key)
   )
-  found, group = [], grouped(classes, settings.at_once // settings.batch, mesh.size)
+  most = at_once(settings.at_once, images.shape[1:]) // settings.batch
+  found, group = [], grouped(classes, most, mesh.size)
   for start in range(0, classes, group):
     own = np.arange(start, start + group)
     goals = np.where(own < classes, own, 0).astype(np.int32)  # the last group is filled up
@@ -148,6 +150,11 @@ def check(apply: Apply, variables: Tree, images: Any, labels: Any, kind: str) ->
   return jax.eval_shape(
     apply, variables, jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
   ).shape[1]
+
+
+def at_once(wanted: int, shape: tuple[int, ...]) -> int:
+  """How many images of that shape are in memory at a time."""
+  return wanted or max(1, PIXELS // (shape[0] * shape[1]))
 
 
 def grouped(classes: int, most: int, devices: int) -> int:

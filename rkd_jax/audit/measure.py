@@ -76,20 +76,14 @@ class Images:
   labels: np.ndarray
   pool: np.ndarray | None = None
 
-  def first(self, count: int) -> "Images":
-    """The first of the clean images, of every class as many as there are of the rarest if that can
-    be."""
-    order = np.argsort(_turns(self.labels), kind="stable")[:count]
-    return dataclasses.replace(self, clean=self.clean[order], labels=self.labels[order])
 
-
-def _turns(labels: np.ndarray) -> np.ndarray:
-  """int[N]: which of its class each image is, the first being 0."""
-  found = np.zeros(len(labels), int)
+def balanced(labels: np.ndarray, count: int) -> np.ndarray:
+  """int[<= count]: rows, of every class as many as there are of the rarest, if that can be."""
+  turn = np.zeros(len(labels), int)  # which of its class each image is
   for k in np.unique(labels):
     own = labels == k
-    found[own] = np.arange(own.sum())
-  return found
+    turn[own] = np.arange(own.sum())
+  return np.argsort(turn, kind="stable")[:count]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +119,8 @@ def measure(
     "<kind>/mask": float[n, H, W, 1], "<kind>/pattern": float[n, H, W, C]}.
   """
   mesh = mesh or sharding.make_mesh()
-  known, apply = images.first(settings.images), Logits(network)
+  rows, apply = balanced(images.labels, settings.images), Logits(network)
+  known = dataclasses.replace(images, clean=images.clean[rows], labels=images.labels[rows])
   if len(known.labels) < FEWEST or len(np.unique(known.labels)) < 2:
     raise UserError(
       f"There are {len(known.labels)} clean labelled images of {len(np.unique(known.labels))} "

@@ -1,7 +1,7 @@
 """MM-BD: the largest margin that any image can have for each class, without data.
 
 A backdoor's target class is over-confident somewhere, whatever the trigger looks like: its largest
-margin stands out among the classes (Wang et al., S&P 2024, eq. 2 and 4).
+margin stands out among the classes (MM-BD, Wang et al., S&P 2024).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from scipy import stats
 
-from rkd_jax.audit.inversion import Apply, drawn, grouped
+from rkd_jax.audit.inversion import Apply, at_once, drawn, grouped
 from rkd_jax.errors import check_range
 from rkd_jax.repeat import repeat
 from rkd_jax.training import sharding
@@ -28,13 +28,13 @@ class Settings:
   steps: of the ascent.
   starts: random images per class.
   rate: of Adam (the paper: plain ascent at .01, 300 steps, 30 starts).
-  at_once: classes times starts that are in memory at a time.
+  at_once: classes times starts that are in memory at a time; 0: as for inversions.
   """
 
   steps: int = 60
   starts: int = 4
   rate: float = 0.05
-  at_once: int = 4096
+  at_once: int = 0
 
   def __post_init__(self):
     check_range("the audit's mmbd steps", self.steps, 1, 10**6)
@@ -59,7 +59,8 @@ def margins(
   mesh = mesh or sharding.make_mesh()
   key = jax.random.key_data(jax.random.key(seed))
   variables, key = sharding.replicate(mesh, (variables, key))
-  found, group = [], grouped(classes, settings.at_once // settings.starts, mesh.size)
+  most = at_once(settings.at_once, shape) // settings.starts
+  found, group = [], grouped(classes, most, mesh.size)
   for start in range(0, classes, group):
     own = np.arange(start, start + group)
     goals = sharding.spread(mesh, np.where(own < classes, own, 0).astype(np.int32))

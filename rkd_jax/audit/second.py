@@ -60,7 +60,7 @@ def entropies(
 ) -> np.ndarray:
   """float[M]: the mean entropy, in nats, of the answers to each image added to clean ones.
 
-  STRIP (Gao et al., ACSAC 2019, eq. 4): an image that carries a trigger keeps its answer, so the
+  STRIP (Gao et al., ACSAC 2019): an image that carries a trigger keeps its answer, so the
   entropy is low.
 
   Args:

@@ -129,7 +129,7 @@ def audit(options: argparse.Namespace, words: Sequence[str]) -> int:
     workdir.make(directory)
     try:
       with workdir.only_run(directory):
-        seen = auditing.images(dataset, subjects.pool(runner, found[0].seed))
+        seen = auditing.images(dataset, settings, subjects.pool(runner, found[0].seed))
         desk = auditing.Desk(runner, dataset, seen, settings, directory / "audit" / "records")
         made = auditing.run(desk, found, plan, directory, made_of(words))
     except Preempted as error:
