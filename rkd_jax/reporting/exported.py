@@ -85,7 +85,7 @@ def _line(record: Record, batches: Sequence[int]) -> dict[str, str]:
     "params": _count(record.get("params")),
     "macs": _count(record.get("macs")),
     "same": percent(same / images) if images and same is not None else NOT_MEASURED,
-    "apart": f"{apart:.1e}" if isinstance(apart, float) else NOT_MEASURED,
+    "apart": f"{apart:.2g}" if isinstance(apart, float) else NOT_MEASURED,
     **{metric: _changed(mine.get(metric), jax.get(metric)) for metric in RATES},
     **{f"batch{n}": _milliseconds(_timed(record), n) for n in batches},
   }

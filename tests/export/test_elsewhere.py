@@ -136,5 +136,5 @@ def test_stablehlo_answers_any_number_of_images(name):
 
 
 def test_the_pages_table_is_that_of_the_run():
-  assert exported.markdown(ROOT / "results" / "quickstart", LEFT_OUT) in PAGE
+  assert exported.markdown(ROOT / "results" / "export", LEFT_OUT) in PAGE
   assert exported.markdown(ROOT / "results" / "ablation_agreement") == ""
