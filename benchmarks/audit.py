@@ -157,6 +157,7 @@ def counts(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
   }
   result: dict[str, Any] = {"references": len(clean), "family": tests, "usual": usual(found)}
   result["students"] = kin(found, tests)
+  result["mixed"] = mixed(found, tests)
   for name, family in families.items():
     result[name] = {
       "false_alarms": line(calibrate.false_alarms(clean, family)),
@@ -177,7 +178,7 @@ def kin(found: Sequence[dict[str, Any]], family: Sequence[str]) -> dict[str, Any
   result = {}
   for method in dict.fromkeys(one["kind"].removesuffix(OF_CLEAN) for one in found):
     own = [one for one in found if one["kind"] == method + OF_CLEAN]
-    if len(own) < calibrate.FEWEST:
+    if len(own) <= calibrate.FEWEST:
       continue
     result[method] = {"false_alarms": line(calibrate.false_alarms(own, family))}
     for name in (method, f"{method}-clean"):
@@ -188,6 +189,25 @@ def kin(found: Sequence[dict[str, Any]], family: Sequence[str]) -> dict[str, Any
         "suspects": suspects,
         "tests": [j.test for j in judged],
       }
+  return result
+
+
+def mixed(found: Sequence[dict[str, Any]], family: Sequence[str]) -> dict[str, Any]:
+  """Everybody else among `SMALL` networks of which half were taught labels and half by kd, which is
+  how the command judges a file."""
+  half = SMALL // 2
+  kinds = ("clean", f"kd{OF_CLEAN}")
+  own = [[one for one in found if one["kind"] == kind] for kind in kinds]
+  if min(map(len, own)) < half:
+    return {}
+  references = [one for part in own for one in part[:half]]
+  rest = [one for part in own for one in part[half:]]
+  rest += [one for one in found if one["kind"] not in kinds]
+  result: dict[str, Any] = {}
+  for kind in dict.fromkeys(one["kind"] for one in rest):
+    judged = [calibrate.judge(references, one, family) for one in rest if one["kind"] == kind]
+    suspects = [j.opinions[j.test].suspect for j in judged]
+    result[kind] = line([j.p for j in judged]) | {"suspects": suspects}
   return result
 
 

@@ -24,10 +24,15 @@ from rkd_jax.subjects import Subject
 
 REFERENCE_PARTS = ("clean", "labelled+holdout")
 SCHEMA = 1
+MIXED = "labels or kd"
+OTHERWISE = (
+  "It is compared with networks trained here, on labels or by distillation; if it was trained in "
+  "another way, the p-value is only a hint."
+)
 FITS = {  # what a calibration must have in common with an audit, and how it is called where not
   "schema": "another version",
   "network": "another network",
-  "method": "students of another method",
+  "method": "networks trained in another way",
   "data": "other data",
   "settings": "other settings",
   "code": "other tests",
@@ -112,7 +117,8 @@ class Kind:
   Attributes:
     network: the architecture.
     role: "teacher" or "student": the config's section that they train by.
-    method: whose students they are, "" for networks that are taught labels alone.
+    method: whose students they are; "" for networks that are taught labels alone, `MIXED` for both
+      these and students of `kd`: whoever was trained in another way is compared with a wider kind.
   """
 
   network: str
@@ -122,23 +128,25 @@ class Kind:
 
 def kind_of(subject: Subject, config: Config) -> tuple[Kind, str]:
   """(whom a network is compared with, what is wrong with that)."""
-  specs = recipes.specs(config) if subject.method else {}
-  spec = specs.get(subject.method)
-  kind = Kind(subject.given.network, subject.role, subject.method if spec else "")
-  if spec is None:
-    return kind, LABELS_ALONE if subject.method else ""
-  if selection.strengths(spec):
-    return dataclasses.replace(kind, method=""), LABELS_ALONE
-  return kind, ""
+  network, role = subject.given.network, subject.role
+  if subject.seed is None:
+    return Kind(network, role, MIXED), OTHERWISE
+  if not subject.method:
+    return (
+      (Kind(network, role, MIXED), OTHERWISE) if given_to(config) else (Kind(network, role), "")
+    )
+  spec = recipes.specs(config).get(subject.method)
+  if spec is None or selection.strengths(spec):  # which strengths were chosen is not known here
+    return Kind(network, role, MIXED), OTHERWISE
+  return Kind(network, role, subject.method), ""
 
 
-LABELS_ALONE = (
-  "It is compared with networks that were taught labels, not with students of its method: the "
-  "p-value is only a hint."
-)
+def given_to(config: Config) -> bool:
+  """Whether a run's teacher was made elsewhere."""
+  return bool(config.teacher.checkpoint)
 
 
-def kin(desk: Desk, directory: pathlib.Path) -> Runner:
+def kin(desk: Desk, kind: Kind, directory: pathlib.Path) -> Runner:
   """A runner for clean networks: nobody's trigger, and a teacher that is trained here.
 
   Teachers and references lie where all teachers do; their students below `directory`.
@@ -148,6 +156,8 @@ def kin(desk: Desk, directory: pathlib.Path) -> Runner:
   config.update({"contamination": 0.0, "teachers_dir": str(runner.teachers)})
   if known := Setup(config, runner.dataset, 0).given:
     config.teacher.network = known.network
+  if kind.method:  # whoever distils has that architecture
+    config.student.network = kind.network
   with config.unlocked():
     config.teacher.update({"checkpoint": "", "sha256": "", "mean": (), "std": (), "classes": ()})
   return Runner(config, runner.dataset, directory, runner.say, runner.stop)
@@ -167,7 +177,9 @@ def references(runner: Runner, kind: Kind, part: str, count: int) -> Iterator[Ph
   for number in range(count):
     seed = seeds.fold(0, "reference", number)
     setup = Setup(config, dataset, seed, clean_teacher=True)
-    if kind.method:
+    if kind.method == MIXED and number % 2:
+      yield recipes.phases(setup, {"name": "kd"})["student"]
+    elif kind.method and kind.method != MIXED:
       yield recipes.phases(setup, recipes.specs(config)[kind.method])["student"]
     elif part == "clean" and kind.role == "teacher" and kind.network == config.teacher.network:
       yield setup.benign  # the teacher of the students that are references too
@@ -180,7 +192,7 @@ def calibration(
   desk: Desk, kind: Kind, part: str, count: int, directory: pathlib.Path
 ) -> dict[str, Any]:
   """Trains the references that are not there yet, audits them, and describes both."""
-  found, runner = [], kin(desk, directory)
+  found, runner = [], kin(desk, kind, directory)
   who = kind.method or kind.role
   for number, phase in enumerate(references(runner, kind, part, count)):
     made = runner.finish(phase)

@@ -122,12 +122,24 @@ def config_of(workdir: pathlib.Path, **changes: Any) -> Config:
   """
   manifest, _ = results.read(workdir / "results.json")
   plain = tupled(mapping(manifest.get("config")))
-  made = ConfigDict(_over(configs.default().to_dict(), plain))
+  made = ConfigDict(_over(configs.default().to_dict(), plain) | {"devices": 0})
   for path, value in changes.items():
     if value:
       made.update_from_flattened_dict({path: value})
   configs.normalise(made)
   return made
+
+
+def check_data(workdir: pathlib.Path, dataset: Dataset) -> None:
+  """Raises a `UserError` if a run's images are not those that it was made from."""
+  manifest, _ = results.read(workdir / "results.json")
+  known = mapping(manifest.get("data")).get("fingerprint")
+  if known != dataset.fingerprint:
+    raise UserError(
+      f"{workdir} was made from other images: {dataset.name!r} has the fingerprint "
+      f"{dataset.fingerprint[:16]} now, {str(known)[:16]} then. Bring back the old ones, or say "
+      "where they lie (--data_dir)."
+    )
 
 
 def tupled(value: Any) -> Any:

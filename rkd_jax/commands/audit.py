@@ -119,6 +119,8 @@ def audit(options: argparse.Namespace, words: Sequence[str]) -> int:
   settings, plan = settings_of(options), plan_of(options)
   config = config_of(options, is_run)
   dataset = experiment.load(config, say)
+  if is_run:
+    subjects.check_data(target, dataset)
   with StopSignal() as stop:
     runner = Runner(config, dataset, target if is_run else directory, say, stop)
     found = (

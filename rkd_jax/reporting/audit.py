@@ -122,7 +122,9 @@ def _calibration(one: Mapping[str, Any]) -> str:
   trained = mapping(one.get("trained")).get("part")
   known = {"clean": "all training images", "labelled+holdout": "the defender’s labelled images"}
   taught = f"trained on {known.get(str(trained), 'other data')}"
-  taught = "students of clean teachers" if one.get("method") else taught
+  if one.get("method"):
+    both = "taught labels or distilled from clean teachers, in turn"
+    taught = both if one["method"] == "labels or kd" else "students of clean teachers"
   return f"{network}: {count} clean networks, {taught}, {right} right."
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from configs import quickstart
 from rkd_jax import auditing, experiment, subjects
+from rkd_jax import config as configs
 from rkd_jax.commands import audit
 from rkd_jax.errors import UserError
 from rkd_jax.reporting import report
@@ -84,7 +85,7 @@ def test_a_clean_network_is_not_flagged(calibrated, finished, tmp_path, capsys):
   kept = [one for one in calibration["networks"] if one["sha256"] in shas]
   assert len(kept) == 20
   own, rest = kept[7], [one for one in kept if one is not kept[7]]
-  write_json(tmp_path / "rest.json", calibration | {"networks": rest})
+  write_json(tmp_path / "rest.json", calibration | {"networks": rest, "method": auditing.MIXED})
   words = [str(shas[own["sha256"]]), "--data", "digits", "--holdout", "197"]
   words += [
     "--test",
@@ -127,6 +128,22 @@ def test_a_student_is_compared_with_students_of_clean_teachers(calibrated, finis
   assert "(kd): 5 clean networks, students of clean" in report.write(tmp_path).read_text()
 
 
+def test_a_file_is_compared_with_networks_trained_in_two_ways(finished, tmp_path, capsys):
+  teacher = next(
+    f.parent for f in (finished.parent / "teachers").glob("*/done.json")
+    if read_json(f)["phase"]["part"] == "poisoned"
+  )  # fmt: skip
+  words = [str(teacher), "--data", "digits", "--holdout", "197", "--test", "500", "--epochs", "30"]
+  words += [*FAST, "--calibrate", "6", "--alpha", "0.2", "--out", str(tmp_path / "out")]
+  status = audit.main(words)
+  made = read_json(tmp_path / "out" / "audit.json")
+  (line,), (one,) = made["calibrations"], made["networks"]
+  assert line["method"] == auditing.MIXED and line["count"] == 6
+  assert status == audit.STATUS[one["verdict"]] and "only a hint" in one["doubts"][-1]
+  kinds = [read_json(f)["phase"]["method"]["name"] for f in tmp_path.glob("**/done.json")]
+  assert sum(".kd." in name for name in kinds) == 3
+
+
 def test_a_calibration_of_something_else_is_refused(calibrated, finished, tmp_path, capsys):
   _, _, file = calibrated
   words = [str(finished), "--method", "teacher", "--out", str(tmp_path), "--devices", "1"]
@@ -136,7 +153,7 @@ def test_a_calibration_of_something_else_is_refused(calibrated, finished, tmp_pa
   assert "was made for other settings" in capsys.readouterr().err
   found = read_json(file)
   assert audit.main([*words[:1], *words[3:], *FAST[:4], "--calibration", str(file)]) == 2
-  assert "was made for students of another method" in capsys.readouterr().err
+  assert "was made for networks trained in another way" in capsys.readouterr().err
   others = {"another network": ("network", "wideresnet-10-1")}
   for said, (key, value) in (others | {"other data": ("data", {"name": "tfds:cifar10"})}).items():
     write_json(tmp_path / "other.json", found | {key: value})
@@ -183,7 +200,15 @@ def test_usage(finished, tmp_path, capsys):
 def test_the_runs_config_comes_back(finished):
   made = subjects.config_of(finished)
   assert made.methods == ("none", "kd") and made.teacher.network == FLAT
-  assert made.method.rkd.base.amplitude == (0.0, 0.25, 0.5) and made.labels == 0.05
+  assert configs.identity(made) == configs.identity(config())
+
+
+def test_other_images_are_refused(finished, tmp_path, capsys):
+  document = read_json(finished / "results.json")
+  document["run"]["data"]["fingerprint"] = "0" * 64
+  write_json(tmp_path / "results.json", document)
+  assert audit.main([str(tmp_path), *FAST]) == 2
+  assert "was made from other images" in capsys.readouterr().err
 
 
 def test_a_network_that_is_gone_is_named(finished, tmp_path):
