@@ -48,7 +48,7 @@ def quantized(
       quant_format=tools.QuantFormat.QDQ,
       op_types_to_quantize=list(ROUNDED),
       per_channel=True,
-      activation_type=tools.QuantType.QInt8,
+      activation_type=tools.QuantType.QUInt8,  # what x86's dot products of bytes take
       weight_type=tools.QuantType.QInt8,
       calibrate_method=getattr(tools.CalibrationMethod, kinds[method]),
     )

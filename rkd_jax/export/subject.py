@@ -117,6 +117,12 @@ def _of_phase(found: given.Given, image_shape: tuple[int, int, int], classes: in
   if not (found.count or classes):
     raise UserError(f"{found.path} does not say how many classes its network has.")
   module = networks.module(found.network, classes=found.count or classes)
+  place = mapping(variables["params"]).get(
+    "place"
+  )  # a ViT's: one for each patch, one for the class
+  if place is not None:
+    side = round((place.shape[1] - 1) ** 0.5) * module.patch
+    image_shape = (side, side, image_shape[-1])
   network = Network(module, image_shape, *found.normalisation)
   name = pathlib.Path(found.path).name
   return Subject(
