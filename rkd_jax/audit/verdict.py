@@ -13,7 +13,7 @@ NAMES = {
   "l2": "smallest l2 perturbation",
   "linf": "smallest l-inf perturbation",
   "mmbd": "largest margin (MM-BD)",
-  "head": "last layer's weights",
+  "head": "mean weight of a class in the last layer",
   "units": "one unit of the embedding",
   "strip": "entropy of blended pool images (STRIP)",
 }
