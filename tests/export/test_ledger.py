@@ -40,7 +40,7 @@ def test_what_is_too_far_apart():
   said = np.zeros(4, np.int32)
   near = check.Compared(said, said, 0.001, 2.0)
   check.require("it", [near], 1e-3, 0.9)
-  with pytest.raises(UserError, match="differ by 0.0021"):
+  with pytest.raises(UserError, match=r"differ by 0\.0021"):
     check.require("it", [check.Compared(said, said, 0.0021, 2.0)], 1e-3, None)
   with pytest.raises(UserError, match=r"agrees with JAX on 75\.0%"):
     other = np.array([0, 0, 0, 1], np.int32)
