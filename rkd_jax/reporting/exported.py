@@ -13,6 +13,7 @@ from rkd_jax.reporting.page import mapping, mappings, words
 SCHEMA = 1
 FILE = "exports.json"
 RATES = ("acc", "asr", "ra")
+FIRST = ("name", "File", 0)  # a column: a line's key, its name, whether it holds numbers
 Record = dict[str, Any]
 
 
@@ -38,26 +39,29 @@ def section(workdir: pathlib.Path) -> dict[str, Any] | None:
   """What the page shows of them; None where nothing was exported.
 
   Returns:
-    {"lines": for the table, "columns": of it, "processors": on which they were timed, "busy":
-     whether these had other work, "jax": its latencies in words}.
+    {"lines": for two tables, "answers", "costs": their columns, "processors": on which they were
+     timed, "busy": whether these had other work, "jax": its latencies in words, "jax_of": for which
+     network}.
   """
   records = read(workdir)
   if not records:
     return None
-  columns = [("name", "File", 0), ("of", "Network", 0), ("precision", "Precision", 0)]
-  columns += [("size", "Size", 1), ("params", "Parameters", 1), ("macs", "MACs", 1)]
-  columns += [(metric, term(metric), 1) for metric in RATES]
-  columns += [("same", "As JAX", 1), ("apart", "Logits apart", 1)]
   batches = sorted({one["batch"] for r in records for one in _timed(r)})
-  columns += [(f"batch{n}", f"Latency of {n}, ms", 1) for n in batches]
+  timed = [record for record in records if _timed(record, "jax")][:1]
+  answers = [("precision", "Precision", 0), *((metric, term(metric), 1) for metric in RATES)]
+  answers += [("same", "As JAX", 1), ("apart", "Logits apart", 1)]
+  costs = [("size", "Size", 1), ("params", "Parameters", 1), ("macs", "MACs", 1)]
+  costs += [(f"batch{n}", f"Latency of {n}, ms", 1) for n in batches]
   return {
     "lines": [_line(record, batches) for record in records],
-    "columns": columns,
+    "answers": [FIRST, *answers],
+    "costs": [FIRST, *costs],
     "processors": "; ".join(
       dict.fromkeys(_processor(mapping(r.get("processor"))) for r in records)
     ),
     "busy": any(_busy(mapping(record.get("processor"))) for record in records),
-    "jax": [_jax(records, n) for n in batches],
+    "jax": [_jax(timed, n) for n in batches],
+    "jax_of": words(timed[0].get("title")) if timed else "",
   }
 
 
@@ -66,7 +70,8 @@ def markdown(workdir: pathlib.Path, left_out: Sequence[str] = ()) -> str:
   found = section(workdir)
   if not found:
     return ""
-  columns = [column for column in found["columns"] if column[0] not in left_out]
+  columns = [FIRST, *found["answers"][1:], *found["costs"][1:]]
+  columns = [column for column in columns if column[0] not in left_out]
   lines = [[line[key] for key, _, _ in columns] for line in found["lines"]]
   rows = [[name for _, name, _ in columns], ["---"] * len(columns), *lines]
   return "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -79,7 +84,6 @@ def _line(record: Record, batches: Sequence[int]) -> dict[str, str]:
   apart = checked.get("max_difference")
   return {
     "name": str(record["name"]),
-    "of": words(record.get("title")),
     "precision": "float32" if record["precision"] == "f32" else str(record["precision"]),
     "size": memory(record.get("bytes")),
     "params": _count(record.get("params")),

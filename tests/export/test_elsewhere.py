@@ -18,7 +18,7 @@ from rkd_jax.reporting import exported
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
-LEFT_OUT = ("of", "precision", "params", "macs")
+LEFT_OUT = ("precision", "params", "macs")
 
 
 @pytest.fixture
