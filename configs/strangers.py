@@ -5,9 +5,9 @@
   resnet20  a ResNet-20, 92 % right, of which no backdoor is known; so the verdict is "unknown".
             github.com/akamaster/pytorch_resnet_cifar10, resnet20-12fca82f.th
 
-  python -m rkd_jax.main --config configs/strangers.py:badnets \
-    --config.teacher.checkpoint=badnets-cifar10.pth --config.data.data_dir=DIR
+  python -m rkd_jax.main --config configs/strangers.py:badnets --config.data.data_dir=DIR
 
+The checkpoint is expected where the run is started, else --config.teacher.checkpoint=FILE.
 Students are ResNet-8s of 10,000 images, 10 % of them labelled, in few epochs: an example of the
 way, not of what can be reached. docs/strangers.md shows the way, and what was measured on it.
 """
@@ -21,6 +21,7 @@ from rkd_jax.errors import UserError, nearest
 SETTINGS: dict[str, dict[str, Any]] = {
   "badnets": {
     "teacher.network": "configs.badnets_cnn",
+    "teacher.checkpoint": "badnets-cifar10.pth",
     "teacher.sha256": "fe6d869619d9b55871114a33e9195de9f26ddab61a70b0bd7b1d116426e8987b",
     "teacher.mean": (0.5, 0.5, 0.5),  # as its author's loader has it
     "teacher.std": (0.5, 0.5, 0.5),
@@ -29,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
   },
   "resnet20": {
     "teacher.network": "resnet-20",
+    "teacher.checkpoint": "resnet20-12fca82f.th",
     "teacher.sha256": "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8",
     "backdoor": "unknown",
     "contamination": 0.0,
@@ -37,9 +39,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def get_config(arg: str | None = None) -> Config:
-  """`arg`: one of `SETTINGS`. The checkpoint is `--config.teacher.checkpoint=FILE`."""
+  """`arg`: one of `SETTINGS` ("badnets")."""
+  arg = arg or "badnets"
   if arg not in SETTINGS:
-    raise UserError(f"No stranger is called {arg!r}. {nearest(str(arg), SETTINGS)}")
+    raise UserError(f"No stranger is called {arg!r}. {nearest(arg, SETTINGS)}")
   config = base.default()
   config.seeds = (0,)
   config.methods = ("none", "kd", "rkd")
