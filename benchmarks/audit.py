@@ -24,9 +24,9 @@ from rkd_jax import auditing, experiment, given, manifest, recipes, subjects, wo
 from rkd_jax import config as configs
 from rkd_jax.audit import calibrate, measure
 from rkd_jax.errors import UserError
+from rkd_jax.finished import Run
 from rkd_jax.reporting.files import read_json, write_json
 from rkd_jax.reporting.progress import Reporter
-from rkd_jax.reporting.results import read
 from rkd_jax.runner import Runner
 from rkd_jax.setup import Setup
 from rkd_jax.training.loop import StopSignal
@@ -127,8 +127,8 @@ def students(
 
 def of_run(run: pathlib.Path, network: str) -> list[subjects.Subject]:
   """The networks of that architecture, of every seed."""
-  known = read(run / "results.json")[0]["seeds"]
-  found = subjects.of_run(run, known, [], controls=True)
+  opened = Run(run)
+  found = subjects.of_run(opened, opened.seeds, [], controls=True)
   return [subject for subject in found if subject.given.network == network]
 
 

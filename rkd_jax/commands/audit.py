@@ -25,6 +25,7 @@ from rkd_jax.reporting import terminal
 
 NOTHING, USAGE, CANNOT, SUSPICIOUS, UNKNOWN, TRY_AGAIN = 0, 1, 2, 3, 4, 75
 STATUS = {"nothing found": NOTHING, "unknown": UNKNOWN, "suspicious": SUSPICIOUS}
+ADVICE = "say where they lie (--data_dir)"
 GRAVITY = (NOTHING, UNKNOWN, SUSPICIOUS)  # the gravest of several is the status
 
 
@@ -106,32 +107,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def audit(options: argparse.Namespace, words: Sequence[str]) -> int:
   """The same; JAX is imported once the command line is known to be right."""
   check(options)
-  from rkd_jax import auditing, experiment, subjects, workdir
+  from rkd_jax import auditing, finished, subjects, workdir
   from rkd_jax.reporting.progress import Reporter
-  from rkd_jax.runner import Runner
   from rkd_jax.training import checkpoint
   from rkd_jax.training.loop import Preempted, StopSignal
 
   checkpoint.hush_threads()
-  target, say = pathlib.Path(options.target), Reporter(options.json)
-  is_run = (target / "results.json").exists()
+  target, say, stop = pathlib.Path(options.target), Reporter(options.json), StopSignal()
+  is_run = finished.is_run(target)
   directory = options.out or (target if is_run else pathlib.Path("runs") / f"audit-{target.stem}")
   settings, plan = settings_of(options), plan_of(options)
-  config = config_of(options, is_run)
-  dataset = experiment.load(config, say)
-  if is_run:
-    subjects.check_data(target, dataset)
-  with StopSignal() as stop:
-    runner = Runner(config, dataset, target if is_run else directory, say, stop)
+  run = finished.Run(target, changes(options), ADVICE, say, stop) if is_run else None
+  runner = run.runner if run else of_file(options, directory, say, stop)
+  dataset, count = runner.dataset, subjects.POOL
+  with stop:
     found = (
-      subjects.of_run(target, options.seed, options.method, options.controls, options.teachers)
-      if is_run
-      else subjects.of_file(config, dataset)
+      subjects.of_run(run, options.seed, options.method, options.controls)
+      if run
+      else subjects.of_file(runner.config, dataset)
     )
     workdir.make(directory)
     try:
       with workdir.only_run(directory):
-        seen = auditing.images(dataset, settings, subjects.pool(runner, found[0].seed))
+        pool = run.pool(found[0].seed or 0, count) if run else finished.unlabelled(dataset, count)
+        seen = auditing.images(dataset, settings, pool)
         desk = auditing.Desk(runner, dataset, seen, settings, directory / "audit" / "records")
         made = auditing.run(desk, found, plan, directory, made_of(words))
     except Preempted as error:
@@ -164,19 +163,25 @@ def check(options: argparse.Namespace) -> None:
     raise UserError(f"--calibrate is {options.calibrate}; give how many networks, or 0 for none.")
 
 
-def config_of(options: argparse.Namespace, is_run: bool) -> Any:
-  from rkd_jax import subjects
-
-  common = {"data.data_dir": options.data_dir, "devices": options.devices}
-  common |= {"teachers_dir": options.teachers}
+def changes(options: argparse.Namespace) -> dict[str, Any]:
+  """Of the config, whoever made it."""
+  found = {"data.data_dir": options.data_dir, "devices": options.devices}
+  found |= {"teachers_dir": options.teachers}
   if options.epochs:
-    common |= {f"{section}.epochs": options.epochs for section in ("teacher", "student")}
-  if is_run:
-    return subjects.config_of(pathlib.Path(options.target), **common)
+    found |= {f"{section}.epochs": options.epochs for section in ("teacher", "student")}
+  return found
+
+
+def of_file(options: argparse.Namespace, directory: pathlib.Path, say: Any, stop: Any) -> Any:
+  """The runner of a file's audit."""
+  from rkd_jax import experiment, subjects
+  from rkd_jax.runner import Runner
+
   own = {f"data.{key}": getattr(options, key) for key in ("holdout", "test", "size", "unlabelled")}
   named = ("network", "mean", "std", "classes", "sha256")
   own |= {f"teacher.{key}": getattr(options, key) for key in named}
-  return subjects.config_for(options.target, options.data, **common, **own)
+  config = subjects.config_for(options.target, options.data, **changes(options), **own)
+  return Runner(config, experiment.load(config, say), directory, say, stop)
 
 
 def settings_of(options: argparse.Namespace) -> Any:

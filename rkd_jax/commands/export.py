@@ -15,6 +15,7 @@ from rkd_jax.errors import UserError
 from rkd_jax.reporting import terminal
 
 FORMATS = ("stablehlo", "onnx", "safetensors", "torch")
+ADVICE = "export the folder of the phase, where nothing is measured"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def export(options: argparse.Namespace) -> None:
   """Opens what is named, exports it, and writes a run's report again."""
-  from rkd_jax import workdir  # JAX is imported once the command line is known to be right
+  # JAX is imported once the command line is known to be right
+  from rkd_jax import finished, workdir
   from rkd_jax.export import subject as subjects
   from rkd_jax.export.job import Job, Wanted
   from rkd_jax.export.ledger import FOLDER
-  from rkd_jax.export.run import Run, is_run
   from rkd_jax.reporting import report
 
   path = options.path.expanduser()
@@ -69,7 +70,7 @@ def export(options: argparse.Namespace) -> None:
   )  # fmt: skip
   if not path.exists():
     raise UserError(f"There is no {path}. Name a run's workdir, a phase's folder, or a checkpoint.")
-  if not is_run(path):
+  if not finished.is_run(path):
     one = subjects.of_path(path, options.size)
     out = options.out or pathlib.Path(FOLDER)
     print(
@@ -77,8 +78,8 @@ def export(options: argparse.Namespace) -> None:
     )
     Job(one, None, out, print).export(wanted)
     return
-  run = Run(path, options.seed)
-  one = subjects.of_run(run, options.method, options.network)
+  run = finished.Run(path, advice=ADVICE)
+  one = subjects.of_run(run, run.seed(options.seed), options.method, options.network)
   print(f"{one.title}: {one.architecture}")
   with workdir.only_run(path):
     Job(one, run, options.out or path / FOLDER, print).export(wanted)

@@ -1,6 +1,7 @@
 """A graph of ONNX's operations as it is put together, before it is a file."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,3 +101,7 @@ class Graph:
     batch = self.node("Shape", self.images.name, start=at, end=at + 1)
     parts = [batch if n is None else self.whole(n) for n in lies]
     return self.node("Concat", *parts, axis=0)
+
+
+# (graph, inputs, the equation's parameters, the shapes of its outputs) -> outputs
+Operation = Callable[[Graph, Sequence[Value], dict[str, Any], Sequence[Lengths]], Sequence[Value]]

@@ -11,8 +11,8 @@ from rkd_jax.errors import UserError
 from rkd_jax.export import check, formats, int8, latency, ledger
 from rkd_jax.export.check import Compared
 from rkd_jax.export.formats import Made
-from rkd_jax.export.run import Run
 from rkd_jax.export.subject import Subject
+from rkd_jax.finished import Run
 from rkd_jax.models import size
 from rkd_jax.reporting.files import atomic_write, remove_unfinished, to_json
 from rkd_jax.reporting.formats import percent
@@ -70,8 +70,9 @@ class Job:
     say: told a line for each.
     """
     self.subject, self.run, self.out, self.say = subject, run, out, say
+    self.seed = subject.seed or 0
     self.here = formats.reference(subject)
-    self.questions = run.questions() if run else {}
+    self.questions = run.questions(self.seed) if run else {}
     self.jax_latency: list[dict[str, Any]] = []
 
   def export(self, wanted: Wanted) -> list[pathlib.Path]:
@@ -94,7 +95,9 @@ class Job:
       made = formats.onnx(self.subject, layout)
       yield made
       if wanted.int8 and self.run:
-        yield formats.rounded(made, self.run.calibration(int8.IMAGES), wanted.calibration)
+        yield formats.rounded(
+          made, self.run.calibration(self.seed, int8.IMAGES), wanted.calibration
+        )
     else:
       yield formats.state(self.subject, wanted.form, wanted.names)
 
@@ -137,8 +140,9 @@ class Job:
 
   def _as_reported(self, said: np.ndarray) -> None:
     """That the arrays are those whose numbers the run reported."""
-    before = self.run.reported(self.subject.answers) if self.run and self.subject.answers else None
-    if before is None or self.run is None or self.run.config.dtype != "float32":
+    name, run = self.subject.answers, self.run
+    before = run.reported(self.seed, name) if run and name else None
+    if before is None or run is None or run.config.dtype != "float32":
       return
     share = float(np.mean(before.clean == said))
     if share < REPORTED:
@@ -200,7 +204,8 @@ class Job:
   def _keep(self, run: Run, record: dict[str, Any], compared: dict[str, Compared]) -> None:
     """Predictions, and then the record in the workdir: it is written last."""
     path = pathlib.Path(record["file"])
-    arrays = {"labels": run.truth.labels, "goals": run.truth.goals}
+    truth = run.truth(self.seed)
+    arrays = {"labels": truth.labels, "goals": truth.goals}
     for how, one in compared.items():
       arrays |= {f"jax:{how}": one.here, f"export:{how}": one.there}
     saved = run.directory / ledger.FOLDER / f"{path.name}.predictions.npz"

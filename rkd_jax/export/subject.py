@@ -7,7 +7,7 @@ from typing import Any
 
 from rkd_jax import given, interop, networks
 from rkd_jax.errors import UserError
-from rkd_jax.export.run import Run
+from rkd_jax.finished import Run
 from rkd_jax.interop import RefusedError
 from rkd_jax.models.network import Network
 from rkd_jax.reporting.page import mapping
@@ -55,30 +55,31 @@ class Subject:
     }
 
 
-def of_run(run: Run, method: str = "", network: str = "student") -> Subject:
+def of_run(run: Run, seed: int, method: str = "", network: str = "student") -> Subject:
   """A network of a finished run.
 
   Args:
+    seed: one of the run's.
     method: whose student, a label of the config; "": the last one that had a teacher.
     network: "student" or "teacher".
 
   Raises:
     UserError: the run has no such network, or it is not where the run left it.
   """
-  phase, label = (run.teacher(), None) if network == "teacher" else run.student(method)
+  phase, label = (run.teacher(seed), None) if network == "teacher" else run.student(seed, method)
   found = given.read(run.folder(phase), str(phase["sha256"]))
   who = f"{label}'s student" if label else "the teacher"
   names = (f"{label}/student/poisoned", label or "teacher/poisoned")
   known = mapping(run.manifest.get("data")).get("classes") or ()
   return dataclasses.replace(
     _of_phase(found, run.dataset.image_shape, run.dataset.classes),
-    title=f"{who}, seed {run.seed}",
-    name=_plain(f"{label or 'teacher'}-seed{run.seed}"),
+    title=f"{who}, seed {seed}",
+    name=_plain(f"{label or 'teacher'}-seed{seed}"),
     classes=tuple(map(str, known)),
     method=label,
-    seed=run.seed,
+    seed=seed,
     teacher=None if phase.get("teacher") is None else str(phase["teacher"]),
-    answers=next((name for name in names if run.reported(name)), ""),
+    answers=next((name for name in names if run.reported(seed, name)), ""),
   )
 
 

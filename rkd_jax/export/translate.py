@@ -13,7 +13,7 @@ from jax.extend.core import Literal
 
 from rkd_jax.export import operations
 from rkd_jax.export.graph import Graph
-from rkd_jax.export.values import BATCH, Constant, Lengths, Tensor, Value, constant, plain
+from rkd_jax.export.values import BATCH, Constant, Lengths, Tensor, Value, constant, plain, unknown
 from rkd_jax.models.network import Network
 
 CHANNELS_FIRST = (0, 3, 1, 2)
@@ -121,5 +121,5 @@ def _length(n: Any) -> int | None:
   if not jax.export.is_symbolic_dim(n):
     return int(n)
   if str(n) != "batch":
-    raise operations.unknown(f"a shape that is {n}: images are not kept apart from each other")
+    raise unknown(f"a shape that is {n}: images are not kept apart from each other")
   return BATCH

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from rkd_jax.errors import UserError
+
 Lengths = tuple[int | None, ...]
 BATCH = None  # the length of the axis that is free
 _FREE = 2_147_483_647  # stands for it in products: a prime that no other length is
@@ -62,6 +64,17 @@ def plain(rank: int) -> tuple[int, ...]:
   return tuple(range(rank))
 
 
+def tensor(value: Value) -> Tensor:
+  if isinstance(value, Constant):
+    raise unknown("something on a constant that depends on the number of images")
+  return value
+
+
+def first_order(values: Sequence[Value], rank: int) -> tuple[int, ...]:
+  """The order that most need not turn for: the first tensor's."""
+  return next((v.order for v in values if isinstance(v, Tensor) and v.order), plain(rank))
+
+
 def regrouped(value: Tensor, shape: Lengths) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """How a tensor must lie to be given another shape, and how it lies then.
 
@@ -102,3 +115,10 @@ def _groups(old: Lengths, new: Lengths) -> list[tuple[tuple[int, ...], tuple[int
 def size(shape: Lengths, axes: Sequence[int]) -> int:
   """The product of these axes' lengths."""
   return math.prod(_FREE if shape[axis] is BATCH else shape[axis] or 0 for axis in axes)
+
+
+def unknown(what: str) -> UserError:
+  return UserError(
+    f"The network computes {what}, which is not translated to ONNX. Export it with "
+    "--format stablehlo, which takes everything that JAX has."
+  )

@@ -12,6 +12,7 @@ from rkd_jax import auditing, experiment, subjects
 from rkd_jax import config as configs
 from rkd_jax.commands import audit
 from rkd_jax.errors import UserError
+from rkd_jax.finished import Run
 from rkd_jax.reporting import report
 from rkd_jax.reporting.files import read_json, write_json
 
@@ -198,7 +199,7 @@ def test_usage(finished, tmp_path, capsys):
 
 
 def test_the_runs_config_comes_back(finished):
-  made = subjects.config_of(finished)
+  made = Run(finished).config
   assert made.methods == ("none", "kd") and made.teacher.network == FLAT
   assert configs.identity(made) == configs.identity(config())
 
@@ -214,7 +215,7 @@ def test_other_images_are_refused(finished, tmp_path, capsys):
 def test_a_network_that_is_gone_is_named(finished, tmp_path):
   shutil.copy(finished / "results.json", tmp_path)
   with pytest.raises(UserError, match="the run's phases/ and its teachers"):
-    subjects.of_run(tmp_path, [], [], controls=False)
+    subjects.of_run(Run(tmp_path), [], [], controls=False)
 
 
 def test_a_plan_has_defaults():

@@ -206,7 +206,7 @@ def test_they_run_where_the_package_is_not(everything, tmp_path, name):
 
 
 def quickstart_data(workdir):
-  from rkd_jax.export.run import restored
+  from rkd_jax.finished import restored
 
   return restored(results.read(workdir / "results.json")[0]["config"])
 
