@@ -84,7 +84,10 @@ WRONG = {
   "something left over": (["train"], [r"train", r"--config"]),
   # names
   "unknown method": (["--config.methods=kd,agrement"], [r"'agrement'", r"'agreement'"]),
-  "unknown base": (["--config.method.agreement.base=kdd"], [r"'kdd'", r"'kd'"]),
+  "unknown base": (
+    ["--config.methods=agreement", "--config.method.agreement.base=kdd"],
+    [r"'kdd'", r"'kd'"],
+  ),
   "unknown network": (
     ["--config.student.network=wideresnt-10-1"],
     [r"'wideresnt'", r"'wideresnet'"],
@@ -112,7 +115,10 @@ WRONG = {
   "empty test": (["--config.data.test=0.0"], [r"test part", r"empty"]),
   "half an example": (["--config.data.test=10.5"], [r"test part", r"10\.5"]),
   "more test than data": (["--config.data.test=5000.0"], [r"config\.data\.test", r"1797"]),
-  "rounds": (["--config.method.agreement.rounds=0"], [r"rounds is 0"]),
+  "rounds": (
+    ["--config.methods=agreement", "--config.method.agreement.rounds=0"],
+    [r"rounds is 0"],
+  ),
   "epochs": (["--config.student.epochs=0"], [r"config\.student", r"epochs"]),
   "batch": (["--config.teacher.batch_size=0"], [r"config\.teacher", r"batch_size"]),
   "groups": (["--config.bn_group=48"], [r"48", r"bn_group"]),
@@ -254,7 +260,7 @@ def test_debug_shows_where_it_went_wrong(command):
 def test_the_default_workdir_is_named_after_the_config(command, monkeypatch):
   seen = []
   monkeypatch.setattr(experiment, "run", lambda config, path, name, *_: seen.append((path, name)))
-  for arguments in ([], ["--config.labels=0.1"], ["--config.methods=none,kd,agreement"]):
+  for arguments in ([], ["--config.labels=0.1"], ["--config.methods=none,kd,rkd"]):
     assert command(*arguments, workdir=None)[0] == 0
   (a, name), (b, _), (c, _) = seen
   assert name == "quickstart" and re.fullmatch(r"runs/quickstart-[0-9a-f]{8}", str(a))
