@@ -1,9 +1,10 @@
 """Two teachers that strangers published, one of them backdoored: CIFAR-10, on a laptop.
 
-  badnets   a small CNN with a BadNets backdoor (white 5x5 patch, class 1), 50 % right: the trigger
-            is known, 2 % of the pool carry it. github.com/verazuo/badnets-pytorch, badnets-cifar10.pth
+  badnets   a small CNN with a BadNets backdoor (white 5x5 patch, class 1), 50 % right; the trigger
+            is known, 2 % of the pool carry it.
+            github.com/verazuo/badnets-pytorch: badnets-cifar10.pth
   resnet20  a ResNet-20, 92 % right, of which no backdoor is known; so the verdict is "unknown".
-            github.com/akamaster/pytorch_resnet_cifar10, resnet20-12fca82f.th
+            github.com/akamaster/pytorch_resnet_cifar10: resnet20-12fca82f.th
 
   python -m rkd_jax.main --config configs/strangers.py:badnets --config.data.data_dir=DIR
 

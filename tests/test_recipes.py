@@ -34,6 +34,7 @@ def dataset(fingerprint="f"):
 def setup(seed=0, clean=False, fingerprint="f", **changes):
   config = quickstart.get_config("smoke")
   with config.unlocked():
+    config.methods = ("none", "kd", "agreement")
     for key, value in changes.items():
       section, _, name = key.replace("__", ".").rpartition(".")
       target = config
