@@ -237,7 +237,23 @@ def read_calibration(path: pathlib.Path, desk: Desk, kind: Kind) -> dict[str, An
         f"{path} was made for {what}: {found.get(key)} there, {wanted[key]} here. Make "
         "one for this network with --calibrate N --save-calibration FILE."
       )
+  own = found.get("networks")
+  if not isinstance(own, list) or not own or not all(map(_is_record, own)):
+    raise UserError(f"{path} is damaged: it holds no measured networks. Make it again.")
   return found
+
+
+def _is_record(one: Any) -> bool:
+  """Whether a calibration's line has what a verdict needs."""
+  if not isinstance(one, dict) or not isinstance(one.get("accuracy"), float):
+    return False
+  tests = one.get("tests")
+  if not isinstance(tests, dict) or not all(isinstance(test, dict) for test in tests.values()):
+    return False
+  values = [test.get("values") for test in tests.values()]
+  return all(
+    isinstance(v, list) and v and all(isinstance(x, int | float) for x in v) for v in values
+  )
 
 
 # The whole.

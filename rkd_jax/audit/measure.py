@@ -196,8 +196,18 @@ def _values(found: np.ndarray | None) -> Record:
 
 
 def plain(values: Iterable[float]) -> list[float]:
-  """Numbers for JSON, seven digits of each."""
-  return [float(f"{value:.7g}") for value in values]
+  """Numbers for JSON, seven digits of each.
+
+  Raises:
+    UserError: one is not finite: no rank can be told of it.
+  """
+  found = [float(f"{value:.7g}") for value in values]
+  if not np.isfinite(found).all():
+    raise UserError(
+      "The network answers some images with numbers that are not finite (its weights are too "
+      "large), so it cannot be audited."
+    )
+  return found
 
 
 class Answer:

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from rkd_jax.audit.calibrate import FEWEST
 from rkd_jax.commands.inspect import Parser
 from rkd_jax.errors import UserError
 from rkd_jax.reporting import terminal
@@ -161,6 +162,11 @@ def check(options: argparse.Namespace) -> None:
     raise UserError(f"--alpha is {options.alpha}; it must lie between 0 and 1, as .05.")
   if options.calibrate < 0:
     raise UserError(f"--calibrate is {options.calibrate}; give how many networks, or 0 for none.")
+  if 0 < options.calibrate < FEWEST and not options.calibration:
+    raise UserError(
+      f"--calibrate is {options.calibrate}; {FEWEST} networks at the least say something, 20 "
+      "allow a p-value below .05, and 0 is for none."
+    )
 
 
 def changes(options: argparse.Namespace) -> dict[str, Any]:

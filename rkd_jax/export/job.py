@@ -114,7 +114,7 @@ class Job:
     atomic_write(path.with_name(f"{path.name}.json"), to_json(made.about))
     if self.run:
       self._keep(self.run, record, compared)
-    self.say(described(record))
+    self.say(described(record, path))
     return path
 
   def _compared(self, made: Made) -> dict[str, Compared]:
@@ -225,10 +225,10 @@ class Job:
     }
 
 
-def described(record: dict[str, Any]) -> str:
-  """A line for people: what was written, and how it does beside JAX."""
+def described(record: dict[str, Any], path: pathlib.Path) -> str:
+  """A line for people: what was written there, and how it does beside JAX."""
   clean = record["check"]["clean"]
-  parts = [f"{record['file']}: {record['bytes']:,} bytes"]
+  parts = [f"{path}: {record['bytes']:,} bytes"]
   parts.append(
     f"agrees with JAX on {clean['same']} of {clean['images']} {record['check']['on']}, logits "
     f"differ by {clean['max_difference']:.2g} at most (the largest: {clean['largest_logit']:.3g})"

@@ -183,6 +183,7 @@ def test_usage(finished, tmp_path, capsys):
     (str(finished), "--data", "digits"): "knows its data",
     (str(finished), "--alpha", "1"): "between 0 and 1",
     (str(finished), "--calibrate", "-1"): "0 for none",
+    (str(finished), "--calibrate", "3"): "5 networks at the least",
     (str(finished), "--tests", "pach"): "Did you mean 'patch'",
     (str(finished), "--tests", "patch,patch"): "name each once",
     (str(finished), "--reference-part", "pool"): "labelled+holdout",
