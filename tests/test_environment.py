@@ -5,6 +5,7 @@ leaves nothing half-written, and the same call goes on to the same bytes.
 """
 
 import errno
+import gc
 import json
 import os
 import pathlib
@@ -30,6 +31,13 @@ pytestmark = [
   pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
   pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def collected():
+  """They complain here, where it is expected, and not in whichever test comes next."""
+  yield
+  gc.collect()
 
 
 def config():
