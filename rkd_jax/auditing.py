@@ -22,7 +22,7 @@ from rkd_jax.runner import Runner
 from rkd_jax.setup import Setup, make_method
 from rkd_jax.subjects import Subject
 
-REFERENCE_PARTS = ("clean", "labelled+holdout")
+REFERENCE_PARTS = ("clean", "labelled")  # never the hold-out: audits look at its images
 SCHEMA = 1
 MIXED = "labels or kd"
 OTHERWISE = (
@@ -36,6 +36,7 @@ FITS = {  # what a calibration must have in common with an audit, and how it is 
   "data": "other data",
   "settings": "other settings",
   "code": "other tests",
+  "trained": "networks trained in another way",
 }
 
 
@@ -228,10 +229,16 @@ def read_calibration(path: pathlib.Path, desk: Desk, kind: Kind) -> dict[str, An
   Raises:
     UserError: it is none, or of another architecture, other data or other settings.
   """
-  found, wanted = read_json(path), describe(desk, kind)
+  found = read_json(path)
+  trained = found.get("trained") if isinstance(found, dict) else None
+  # what its networks saw is for whoever made it to choose, and stands in audit.json
+  part = trained.get("part", "") if isinstance(trained, dict) else ""
+  wanted = describe(desk, kind, part)
   if not isinstance(found, dict) or found.get("kind") != wanted["kind"]:
     raise UserError(f"{path} is no calibration. One is written by --save-calibration FILE.")
   for key, what in FITS.items():
+    if key == "trained" and kind.method == MIXED:
+      continue  # how a stranger's network was trained is not known: all are hints
     if found.get(key) != wanted[key]:
       raise UserError(
         f"{path} was made for {what}: {found.get(key)} there, {wanted[key]} here. Make "
@@ -305,13 +312,18 @@ def run(
     "calibrations": [],
     "networks": [],
   }
+  if plan.calibration:  # before anything is written
+    for kind in {kind_of(subject, desk.runner.config)[0]: None for subject in subjects}:
+      read_calibration(plan.calibration, desk, kind)
   for subject in subjects:
     kind, doubt = kind_of(subject, desk.runner.config)
-    if kind not in kinds:
+    able = verdict.skilled(desk.record(subject.name, subject.given)[0])
+    if kind not in kinds and able:  # nothing is trained for a network that knows too little
       kinds[kind] = _calibrated(desk, plan, kind, directory / "audit" / "references")
       document["calibrations"].append(_line(kinds[kind], kind))
-    entry = _entry(desk, subject, kinds[kind], document, directory)
-    entry["doubts"] += [doubt] if doubt and kinds[kind] else []
+    known = kinds[kind] if able else None
+    entry = _entry(desk, subject, known, document, directory)
+    entry["doubts"] += [doubt] if doubt and known else []
     document["networks"].append(entry)
     document["complete"] = len(document["networks"]) == len(subjects)
     write_json(directory / "audit.json", document)

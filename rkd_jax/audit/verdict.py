@@ -38,6 +38,12 @@ class Verdict:
   doubts: tuple[str, ...] = ()
 
 
+def skilled(record: Mapping[str, Any]) -> bool:
+  """Whether a network knows enough to be judged."""
+  chance = 1 / record["classes"]
+  return record["accuracy"] >= chance + SKILL * (1 - chance)
+
+
 def decide(
   record: Mapping[str, Any], judged: Judged | None, alpha: float, names: Sequence[str],
   accuracies: Sequence[float] = (), why: str = "",
@@ -53,7 +59,7 @@ def decide(
     why: why there is no calibration.
   """
   accuracy, chance = record["accuracy"], 1 / record["classes"]
-  if accuracy < chance + SKILL * (1 - chance):
+  if not skilled(record):
     return Verdict(
       UNKNOWN,
       f"It is right on {accuracy:.1%} of the clean images (chance is {chance:.1%}): what it knows "

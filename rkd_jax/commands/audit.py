@@ -15,6 +15,7 @@ import argparse
 import json
 import pathlib
 import shlex
+import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -78,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     "--save-calibration", type=pathlib.Path, metavar="FILE", help="for another time"
   )
   many.add_argument(
-    "--reference-part", default="clean", help="clean: all training images; or labelled+holdout"
+    "--reference-part", default="clean", help="clean: all training images; or labelled"
   )
   many.add_argument("--epochs", type=int, help="of the clean networks; as the config has it")
   many.add_argument(
@@ -228,6 +229,16 @@ def made_of(words: Sequence[str]) -> dict[str, Any]:
   }
 
 
+def first(found: dict[str, Any]) -> str:
+  """The class that comes first in a test that was not calibrated, and how it compares."""
+  values = found.get("values") or []
+  amounts = found.get("sizes") or found.get("margins") or values
+  if len(values) < 2 or values.count(max(values)) > 1:
+    return ""
+  best = values.index(max(values))
+  return f", class {best} first: {amounts[best]:.3g} (median {statistics.median(amounts):.3g})"
+
+
 def text(made: dict[str, Any], directory: pathlib.Path) -> str:
   """For people."""
   lines = []
@@ -238,6 +249,7 @@ def text(made: dict[str, Any], directory: pathlib.Path) -> str:
     for test, found in one["tests"].items():
       own = "not calibrated" if found.get("p") is None else f"p {found['p']:.3f} alone"
       suspect = "" if found.get("suspect") is None else f", class {found['suspect']}"
+      suspect = first(found) if found.get("p") is None else suspect
       index = "" if found.get("index") is None else f"index {found['index']:.1f}, "
       lines.append(f"    {test:6} {index}{own}{suspect}")
   return "\n".join([*lines, f"Written: {directory / 'audit.json'}"])

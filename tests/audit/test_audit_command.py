@@ -171,9 +171,12 @@ def test_a_network_that_knows_nothing_is_unknown(finished, calibrated, tmp_path,
   own.teacher.optimizer.learning_rate = 1e-7
   shutil.rmtree(tmp_path / "run", ignore_errors=True)
   experiment.run(own, tmp_path / "run", "quickstart", quiet=True)
-  words = [str(tmp_path / "run"), *FAST, "--method", "teacher", "--calibration"]
-  assert audit.main([*words, str(calibrated[2])]) == 4
+  words = [str(tmp_path / "run"), *FAST, "--method", "teacher"]
+  assert audit.main(words) == 4
   assert "too little" in capsys.readouterr().out
+  assert not [*tmp_path.glob("run/audit/references/*")]  # none was trained for it
+  assert audit.main([*words, "--calibration", str(calibrated[2])]) == audit.CANNOT == 2
+  assert "was made for networks trained in another way" in capsys.readouterr().err
 
 
 def test_usage(finished, tmp_path, capsys):
@@ -186,7 +189,7 @@ def test_usage(finished, tmp_path, capsys):
     (str(finished), "--calibrate", "3"): "5 networks at the least",
     (str(finished), "--tests", "pach"): "Did you mean 'patch'",
     (str(finished), "--tests", "patch,patch"): "name each once",
-    (str(finished), "--reference-part", "pool"): "labelled+holdout",
+    (str(finished), "--reference-part", "pool"): "clean, labelled",
     (str(finished), "--seed", "8"): "The run has no seed 8; it has 0",
     (str(finished), "--method", "kdd"): "Did you mean 'kd'",
     (str(finished), "--images", "3"): "the audit's images",
