@@ -48,7 +48,7 @@ def test_an_old_run_still_has_its_report(tmp_path):
   shutil.copytree(QUICKSTART, tmp_path / "old", ignore=newer)
   assert report.main([str(tmp_path / "old"), "--out", str(tmp_path / "page.html")]) == 0
   text = shown(tmp_path / "page.html")
-  assert "Removed by agreement (accuracy 99" in text and "Attack success by true class" in text
+  assert "Removed by rkd (accuracy 99" in text and "Attack success by true class" in text
   assert "Feature variance by stage" not in text
 
 

@@ -92,8 +92,8 @@ def paper(tab, path):
 def test_on_paper_everything_is_open(tab, pages):
   count, text = paper(tab, pages["quickstart"])
   assert 2 <= count <= 15
-  assert "Removed by agreement" in text
-  assert "agreement removed the backdoor: ASR" in text
+  assert "Removed by rkd" in text
+  assert "rkd removed the backdoor: ASR" in text
   assert "Every seed, with 95" in text and "Wilson" in text
   assert "teacher.epochs = 8" in text  # within closed details
   assert "Feature variance by stage" in text
