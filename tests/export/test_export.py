@@ -163,12 +163,8 @@ def test_another_test_set_or_file_is_told(everything, tmp_path):
 
 ELSEWHERE = """
 import json, sys
+sys.modules["rkd_jax"] = None  # importing it fails, wherever it is installed
 import numpy as np
-try:
-  import rkd_jax
-  raise SystemExit("the package must not be there")
-except ImportError:
-  pass
 images = np.load("images.npy")
 if sys.argv[1].endswith(".onnx"):
   import onnxruntime
