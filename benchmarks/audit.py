@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from configs import quickstart
-from rkd_jax import auditing, experiment, given, manifest, recipes, subjects, workdir
 from rkd_jax import config as configs
+from rkd_jax import experiment, given, manifest, recipes, subjects, workdir
 from rkd_jax.audit import calibrate, measure
+from rkd_jax.desk import Desk, images, plain
 from rkd_jax.errors import UserError
 from rkd_jax.finished import Run
 from rkd_jax.reporting.files import read_json, write_json
@@ -69,7 +70,7 @@ def measured(options: argparse.Namespace, path: pathlib.Path) -> dict[str, Any]:
   """Trains and measures; writes the file after every network."""
   settings = measure.Settings(tests=tuple(options.tests.split(",")))
   found: dict[str, Any] = {"schema": 1, "network": options.network, "git": manifest.git_revision()}
-  found |= {"versions": manifest.versions(), "settings": auditing.plain(settings), "networks": []}
+  found |= {"versions": manifest.versions(), "settings": plain(settings), "networks": []}
   with StopSignal() as stop:
     workdir.make(options.work)
     for kind, seed, desk, where in networks(options, settings, stop):
@@ -82,7 +83,7 @@ def measured(options: argparse.Namespace, path: pathlib.Path) -> dict[str, Any]:
 
 def networks(
   options: argparse.Namespace, settings: measure.Settings, stop: StopSignal
-) -> Iterator[tuple[str, int, auditing.Desk, given.Given]]:
+) -> Iterator[tuple[str, int, Desk, given.Given]]:
   """(kind, seed, who measures it, the network) of everything that is asked for."""
   attacks = many(options.attacks, options.attacked)
   desks = {name: desk_of(options, name, settings, stop) for name in (attacks or {"badnets": 0})}
@@ -110,7 +111,7 @@ def many(text: str, otherwise: int) -> dict[str, int]:
 
 def students(
   options: argparse.Namespace, settings: measure.Settings, stop: StopSignal
-) -> Iterator[tuple[str, int, auditing.Desk, given.Given]]:
+) -> Iterator[tuple[str, int, Desk, given.Given]]:
   """The students of clean teachers that are asked for."""
   wanted = many(options.students, SMALL)
   if not wanted:
@@ -135,7 +136,7 @@ def of_run(run: pathlib.Path, network: str) -> list[subjects.Subject]:
 def desk_of(
   options: argparse.Namespace, attack: str, settings: measure.Settings, stop: StopSignal,
   network: str = "",
-) -> auditing.Desk:  # fmt: skip
+) -> Desk:  # fmt: skip
   config = quickstart.get_config()
   config.update({"backdoor": attack, "contamination": 0.0})
   config.teacher.network = network or options.network
@@ -145,7 +146,7 @@ def desk_of(
   dataset = experiment.load(config, say)
   runner = Runner(config, dataset, options.work / attack, say, stop)
   folder = options.work / "records"
-  return auditing.Desk(runner, dataset, auditing.images(dataset, settings), settings, folder)
+  return Desk(runner, dataset, images(dataset, settings), settings, folder)
 
 
 def counts(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

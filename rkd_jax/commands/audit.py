@@ -110,6 +110,7 @@ def audit(options: argparse.Namespace, words: Sequence[str]) -> int:
   """The same; JAX is imported once the command line is known to be right."""
   check(options)
   from rkd_jax import auditing, finished, subjects, workdir
+  from rkd_jax.desk import Desk, images
   from rkd_jax.reporting.progress import Reporter
   from rkd_jax.training import checkpoint
   from rkd_jax.training.loop import Preempted, StopSignal
@@ -132,8 +133,8 @@ def audit(options: argparse.Namespace, words: Sequence[str]) -> int:
     try:
       with workdir.only_run(directory):
         pool = run.pool(found[0].seed or 0, count) if run else finished.unlabelled(dataset, count)
-        seen = auditing.images(dataset, settings, pool)
-        desk = auditing.Desk(runner, dataset, seen, settings, directory / "audit" / "records")
+        seen = images(dataset, settings, pool)
+        desk = Desk(runner, dataset, seen, settings, directory / "audit" / "records")
         made = auditing.run(desk, found, plan, directory, made_of(words))
     except Preempted as error:
       print(f"{error} Start the same command again to go on.", file=sys.stderr)
@@ -202,12 +203,12 @@ def settings_of(options: argparse.Namespace) -> Any:
 
 
 def plan_of(options: argparse.Namespace) -> Any:
-  from rkd_jax import auditing
+  from rkd_jax import auditing, references
 
-  if options.reference_part not in auditing.REFERENCE_PARTS:
+  if options.reference_part not in references.PARTS:
     raise UserError(
       f"--reference-part is {options.reference_part!r}; choose one of "
-      f"{', '.join(auditing.REFERENCE_PARTS)}."
+      f"{', '.join(references.PARTS)}."
     )
   return auditing.Plan(
     options.alpha, options.calibrate, options.reference_part, options.calibration,

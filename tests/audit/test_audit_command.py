@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from rkd_jax import auditing, experiment, subjects
+from rkd_jax import auditing, experiment, references, subjects
 from rkd_jax import config as configs
 from rkd_jax.commands import audit
 from rkd_jax.errors import UserError
@@ -86,7 +86,7 @@ def test_a_clean_network_is_not_flagged(calibrated, finished, tmp_path, capsys):
   kept = [one for one in calibration["networks"] if one["sha256"] in shas]
   assert len(kept) == 20
   own, rest = kept[7], [one for one in kept if one is not kept[7]]
-  write_json(tmp_path / "rest.json", calibration | {"networks": rest, "method": auditing.MIXED})
+  write_json(tmp_path / "rest.json", calibration | {"networks": rest, "method": references.MIXED})
   words = [str(shas[own["sha256"]]), "--data", "digits", "--holdout", "197"]
   words += [
     "--test",
@@ -139,7 +139,7 @@ def test_a_file_is_compared_with_networks_trained_in_two_ways(finished, tmp_path
   status = audit.main(words)
   made = read_json(tmp_path / "out" / "audit.json")
   (line,), (one,) = made["calibrations"], made["networks"]
-  assert line["method"] == auditing.MIXED and line["count"] == 6
+  assert line["method"] == references.MIXED and line["count"] == 6
   assert status == audit.STATUS[one["verdict"]] and "only a hint" in one["doubts"][-1]
   kinds = [read_json(f)["phase"]["method"]["name"] for f in tmp_path.glob("**/done.json")]
   assert sum(".kd." in name for name in kinds) == 3
