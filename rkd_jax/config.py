@@ -36,7 +36,8 @@ def default() -> Config:
   config.labels = 0.05  # fraction of the training images that the defender has labels for
   # fraction of the defender's images that carry the trigger, all of them unlabelled
   config.contamination = 0.02
-  config.backdoor = "badnets"  # a file of backdoors/, or a method that delivers a trigger
+  # a file of backdoors/, or a method that delivers a trigger; "none": there is none
+  config.backdoor = "badnets"
   config.target = 0  # the class that the trigger is to bring about
   config.plan = "random"  # who of the pool carries the trigger, one of `backdoors.plans`
   config.clean_teacher_seeds = -1  # how many seeds also run the clean-teacher control (-1: all)
@@ -57,6 +58,7 @@ def default() -> Config:
   )
   config.teacher = section(
     "wideresnet-16-2",
+    method="supervised",  # how it is trained: "pgd_at" or "trades" make it withstand attacks
     poison=0.1,  # fraction of the teacher's training images that carry the trigger
     plan="random",  # who of them does, one of `backdoors.plans`
     # a teacher that was made elsewhere: the folder of a phase, or a stranger's file; "": none
@@ -70,6 +72,20 @@ def default() -> Config:
   config.labelled = section("", epochs=100)  # whatever trains on the labelled part alone
   del config.labelled.network
   config.networks = ConfigDict({"shadow": "wideresnet-10-2"})  # further architectures, by role
+  config.eval = ConfigDict(
+    {
+      # how many test images the finished networks get right under attack, see `adversarial/`
+      "adversarial": ConfigDict(
+        {
+          "attacks": ("pgd-20",),  # names, as "fgsm", "pgd-20", "pgd-20x5", "autoattack"
+          "norm": "linf",  # of the changes: "linf" or "l2"
+          "eps": (),  # their largest sizes, in pixels of [0, 1]; (): nobody is attacked
+          "images": 200,  # how many, the first of the test images; 0: all
+          "analysis": False,  # also what the numbers rest on, see `adversarial/analysis.py`
+        }
+      )
+    }
+  )
   config.dtype = "float32"  # of the computation; parameters and statistics are float32
   config.bn_group = 0  # examples per BatchNorm group; 0: the whole batch
   config.devices = 0  # how many of those that JAX sees; 0: all
@@ -140,14 +156,20 @@ def check(config: Config) -> None:
 def check_given(config: Config) -> None:
   """The same for a teacher that was made elsewhere, and for a trigger that nobody knows."""
   given, unknown = config.teacher.checkpoint, config.backdoor == "unknown"
+  if config.backdoor == "none" and given:
+    raise UserError(
+      "config.backdoor is 'none', but nobody knows that of a teacher that was made elsewhere. Say "
+      "--config.backdoor=unknown."
+    )
   if unknown and not given:
     raise UserError(
       "config.backdoor is 'unknown', but the teacher is trained here, so its trigger is known. "
       "Name a teacher that was made elsewhere, as --config.teacher.checkpoint=FILE, or a backdoor."
     )
-  if unknown and config.contamination:
+  if config.backdoor in ("none", "unknown") and config.contamination:
     raise UserError(
-      "No image can be given a trigger that is unknown: say --config.contamination=0 as well."
+      f"config.backdoor is {config.backdoor!r}, so there is no trigger to put on images: say "
+      "--config.contamination=0 as well."
     )
   if given and delivers_trigger(config.backdoor):
     raise UserError(

@@ -69,6 +69,7 @@ def run(
     made = manifest.make(runner, name) | {
       "selection": [s for t in stories for s in t.selected()],
       "costs": [c for t in stories for c in t.costs()],
+      "attacks": [one for t in stories for one in t.attacked],
       "comparisons": [c for t in stories for c in t.compared()],
       "predictions": {p: sha256(directory / p) for p in map(recount.saved, config.seeds)},
       "given": looked,

@@ -127,7 +127,7 @@ class Run:
     None where there are none, or where a trained trigger would have to be made anew.
     """
     config = self.config
-    if config.backdoor == "unknown":
+    if config.backdoor in ("none", "unknown"):
       return unlabelled(self.dataset, count)
     if not lookup.defines("backdoors", config.backdoor) or config.plan == "boundary":
       return None
@@ -215,6 +215,7 @@ class Run:
   def teachers(self, seed: int, teacher: str = "poisoned") -> Iterator[Phase]:
     """The phases of teachers: the poisoned (or given) one, or the clean one."""
     wanted = {(teacher, seed), *([("given", 0)] if teacher == "poisoned" else [])}
+    wanted |= {("clean", seed)} if self.config.backdoor == "none" else set()
     for phase in self._lines("phases"):
       if phase.get("name") == "teacher" and (phase.get("teacher"), phase.get("seed")) in wanted:
         yield phase

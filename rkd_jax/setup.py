@@ -20,7 +20,17 @@ from rkd_jax.phases import Config, Delivery, Phase, source_of
 
 Spec = dict[str, Any]  # {"name": ..., field: value, "base": Spec}
 # a section's keys that stand elsewhere in the settings
-ELSEWHERE = ("network", "poison", "plan", "checkpoint", "sha256", "mean", "std", "classes")
+ELSEWHERE = (
+  "network",
+  "method",
+  "poison",
+  "plan",
+  "checkpoint",
+  "sha256",
+  "mean",
+  "std",
+  "classes",
+)
 ATTACKERS = 5  # networks of the attacker's own that say whom to trigger ("boundary")
 
 
@@ -149,9 +159,11 @@ class Setup:
       one = dataclasses.replace(self, seed=0)  # the same network, whatever the seed
       phase = one.phase("teacher", method, "nothing", "teacher", made, shared=True, networks=own)
       return phase["student"]
+    if self.config.backdoor == "none":
+      return self.benign["student"]
     if self.trigger is None:
-      method = make_method({"name": "supervised"})
-      phase = self.phase("teacher", method, "poisoned", "teacher", shared=True, networks=own)
+      method, part = self.teaching, "poisoned"
+      phase = self.phase("teacher", method, part, "teacher", shared=True, networks=own)
       return phase["student"]
     if not isinstance(self.attack, Attack):
       return self.trigger.phase["teacher"]
@@ -167,8 +179,20 @@ class Setup:
   @functools.cached_property
   def benign(self) -> Phase:
     """A teacher without any backdoor: the control, and what two-step attacks start from."""
-    method, own = make_method({"name": "supervised"}), {"student": self.config.teacher.network}
-    return self.phase("teacher", method, "clean", "teacher", shared=True, networks=own)
+    own = {"student": self.config.teacher.network}
+    return self.phase("teacher", self.teaching, "clean", "teacher", shared=True, networks=own)
+
+  @property
+  def teaching(self) -> Method:
+    """How a teacher is trained on labels: plainly, or so that it withstands attacks, say."""
+    name = self.config.teacher.method
+    method = make_method({"name": name, **self.config.method.get(name, ConfigDict()).to_dict()})
+    if set(method.roles(dict.fromkeys(("teacher", "student")))) != {"student"}:
+      raise UserError(
+        f"config.teacher.method is {name!r}, which needs more networks than the one it trains. "
+        "Choose one that learns from labels alone, as 'supervised' or 'pgd_at'."
+      )
+    return method
 
   def attackers(self) -> list[Phase]:
     """The attacker's own witnesses, where the pool's plan needs their opinion: other labels, other

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rkd_jax import recipes, selection
-from rkd_jax.evaluation import analysis, recount
+from rkd_jax.evaluation import adversarial, analysis, recount
 from rkd_jax.evaluation.predictions import Questions
 from rkd_jax.evaluation.protocol import Answers, Truth
 from rkd_jax.phases import Phase
@@ -34,6 +34,7 @@ class Story:
       rate, on the labelled part, on all labels, and on what selects where something does.
     choices: {(method's label, of a clean teacher): the strengths that were chosen for it}.
     needed: {(method's label, of a clean teacher): keys of its phases, tried strengths' too}.
+    attacked: (after `cells`) what each attack on a finished network cost.
   """
 
   def __init__(self, runner: Runner, seed: int):
@@ -42,12 +43,14 @@ class Story:
     wanted = self.config.clean_teacher_seeds
     controlled = wanted < 0 or list(self.config.seeds).index(seed) < wanted
     controlled &= not self.config.teacher.checkpoint  # nobody can train that one without poison
+    controlled &= self.config.backdoor != "none"  # there it is the only one
     self.kinds = ("poisoned", "clean") if controlled else ("poisoned",)
     self.students: dict[tuple[str, str], dict[str, Finished]] = {}
     self.teachers: dict[str, Finished] = {}
     self.alone: dict[float, Finished] = {}
     self.choices: dict[tuple[str, str], list[selection.Choice]] = {}
     self.needed: dict[tuple[str, str], dict[str, None]] = {}
+    self.attacked: list[dict[str, Any]] = []
 
   def run(self) -> None:
     """Makes every phase that is not there yet, controls last."""
@@ -122,6 +125,7 @@ class Story:
 
   def check(self) -> None:
     """Raises a `UserError` for whatever can be known to be wrong before any training."""
+    attacks(self.config)
     self.runner.parts(self.seed)
     for label, spec in self.specs.items():
       selection.check(label, spec, len(self.runner.dataset.holdout))
@@ -140,6 +144,7 @@ class Story:
     for name, network in self.networks():
       self.runner.stop.check("between two networks' answers")
       asked(name, network)
+    self.attacked = asked.trial.records if asked.trial else []
     arrays = asked.save(
       self.pool(), {label: self.kept(label) for label in self.specs}, self.choices
     )
@@ -226,12 +231,29 @@ class Interview:
     self.truth = Truth(test.labels, np.asarray(backdoor.relabel(jnp.asarray(test.labels))))
     self.answers: dict[str, Answers] = {}
     self.networks: dict[str, Finished] = {}
+    wanted = attacks(runner.config)
+    self.trial = wanted and adversarial.Trial(
+      wanted, runner.mesh, test.images, test.labels, seed, batch, runner.workdir / "attacks"
+    )
 
   def __call__(self, name: str, network: Finished) -> Answers:
     if name not in self.answers:
       self.networks[name] = network
-      self.answers[name] = Answers(network.answer(self.clean), network.answer(self.triggered))
+      said = network.answer(self.clean), network.answer(self.triggered)
+      self.answers[name] = Answers(*said, *self.withstood(name, network))
     return self.answers[name]
+
+  def withstood(self, name: str, network: Finished) -> tuple[Any, Any]:
+    """What a teacher, or a last student, says under attack; nothing of others."""
+    last = name.startswith(("teacher/", "none/")) or name.split("/")[-2:-1] == ["student"]
+    if not (self.trial and last):
+      return {}, {}
+    same = (other for other, made in self.networks.items() if made is network and other != name)
+    if (other := next(same, None)) and self.answers[other].attacked:
+      return self.answers[other].attacked, self.answers[other].measured
+    apply = adversarial.apply_of(network.program, network.trees, network.memory)
+    taught = network.phase.teacher is not None and not name.startswith("teacher/")
+    return self.trial(name, apply, f"teacher/{name.split('/')[-1]}" if taught else None)
 
   def save(
     self, pool: tuple[np.ndarray, np.ndarray], kept: dict[str, Any], choices: dict[Any, Any]
@@ -241,6 +263,13 @@ class Interview:
     arrays = {"labels": self.truth.labels, "goals": self.truth.goals}
     for name, answers in self.answers.items():
       arrays |= {f"{name}:clean": answers.clean, f"{name}:triggered": answers.triggered}
+      for kind, found in (
+        (recount.ATTACKED, answers.attacked),
+        (recount.MEASURED, answers.measured),
+      ):
+        arrays |= {f"{name}:{kind}/{how}": array for how, array in found.items()}
+    if self.trial:
+      arrays[recount.ROWS] = self.trial.rows
     for label, networks in kept.items():
       arrays |= {f"{label}/{network}:kept": keep for network, keep in networks.items()}
     for (label, kind), made in choices.items():
@@ -281,6 +310,12 @@ class Interview:
         arrays[f"pred/{who}/clean"] = answers.clean[rows]
         arrays[f"pred/{who}/triggered"] = answers.triggered[rows]
     return arrays
+
+
+def attacks(config: Any) -> adversarial.Settings | None:
+  """How finished networks are attacked; None where they are not."""
+  wanted = adversarial.Settings(**config.eval.adversarial)
+  return wanted if wanted.eps else None
 
 
 def save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

@@ -47,6 +47,11 @@ def predictions(seed: int) -> dict[str, np.ndarray]:
   arrays["agreement/poisoned/base.amplitude=0:holdout"] = hits
   arrays["pool:triggered"] = np.arange(6) < 2
   arrays["pool:victims"] = np.arange(6) % 2 == 1
+  arrays["attacked:rows"] = np.arange(5)
+  for name in ("teacher/poisoned", "kd/student/poisoned"):
+    for eps in ("0.1", "0.2"):
+      arrays[f"{name}:attacked/pgd-20/linf/{eps}"] = draw.integers(0, 3, 5).astype(np.int32)
+    arrays[f"{name}:measured/local_linearity/tangent/linf/0.1"] = draw.random(5, np.float32)
   return arrays
 
 
@@ -135,11 +140,11 @@ STUDENT = {"network": "student", "teacher": "poisoned", "seed": 3}
 def test_a_run_that_holds(run):
   found = evidence.check(run)
   assert found.differences == found.unverified == []
-  assert (found.files, found.strengths) == (2, 2) and found.cells == 86
+  assert (found.files, found.strengths) == (2, 2) and found.cells == 98
   metrics = {c["metric"] for c in json.loads((run / "results.json").read_text())["cells"]}
   assert metrics == {
     *("acc", "asr", "ra", "fidelity", "transfer_ratio", "natural_rate", "carried_asr"),
-    *("der", "rir", "kept", "kept_triggered"),
+    *("der", "rir", "kept", "kept_triggered", "adv_acc", "local_linearity"),
   }
 
 
@@ -148,10 +153,14 @@ def test_counts_by_hand():
     "labels": np.array([0, 1, 2, 1]), "goals": np.array([0, 0, 0, 0]),
     "kd/student/poisoned:clean": np.array([0, 1, 1, 1]),
     "kd/student/poisoned:triggered": np.array([0, 0, 2, 2]),
+    "attacked:rows": np.array([1, 2]),
+    "kd/student/poisoned:attacked/pgd-20/linf/0.1": np.array([1, 1]),
   }  # fmt: skip
   fields = {"network": "student", "method": "kd", "teacher": "poisoned", "seed": 0}
   for metric, counted in {"acc": (3, 4), "asr": (1, 3), "ra": (1, 3), "fidelity": None}.items():
     assert recount.counted(arrays, results.Cell(metric=metric, **fields)) == counted
+  attack = {"metric": "adv_acc", "attack": "pgd-20", "norm": "linf", "eps": 0.1}
+  assert recount.counted(arrays, results.Cell(**attack, **fields)) == (1, 2)
 
 
 def test_the_shared_code_is_not_trusted(run, monkeypatch):
@@ -161,7 +170,7 @@ def test_the_shared_code_is_not_trusted(run, monkeypatch):
   assert told == []  # the file is right, so counting agrees with it ...
   document = json.loads((run / "results.json").read_text())
   for cell in document["cells"]:
-    if cell["metric"] in ("acc", "asr", "ra"):
+    if cell["metric"] in ("acc", "asr", "ra", "adv_acc"):
       cell.update({"count": 0, "n": 8})
   document["sha256"] = results.seal(document)
   write_json(run / "results.json", document)
@@ -173,6 +182,12 @@ def evidence_of_nothing():
   from rkd_jax.evaluation.metrics import Proportion
 
   return Proportion(0, 8)
+
+
+def test_a_changed_accuracy_under_attack_is_named(run):
+  how = {"method": "kd", "metric": "adv_acc", "eps": 0.2, **STUDENT}
+  told = edit(run, lambda document: find(document, **how).update(count=0))
+  assert told and all("adv_acc" in one and "count" in one or "counted" in one for one in told)
 
 
 @pytest.mark.parametrize("metric", ["acc", "der", "carried_asr", "kept", "natural_rate"])

@@ -11,7 +11,7 @@ from test_recipes import setup
 
 from rkd_jax import recipes
 from rkd_jax.errors import UserError
-from rkd_jax.methods import adba, bcu, detox, inversion, nad, robustkd, supervised
+from rkd_jax.methods import adba, bcu, detox, inversion, nad, pgd_at, robustkd, supervised
 from rkd_jax.methods.attack import Attack
 from rkd_jax.runner import kind
 from rkd_jax.setup import ATTACKERS
@@ -58,6 +58,22 @@ def test_a_fixed_trigger_is_planted_in_one_phase():
   assert found["name"] == "badnets" and found["rate"] == 0.1 and found["plan"] == "random"
   assert found["fields"]["size"] == 2 and found["source"]
   assert found["made_by"] is None and found["scored_by"] == []
+
+
+def test_a_teacher_may_be_trained_in_its_own_way():
+  robust = {**APART, "teacher__method": "pgd_at", "method__pgd_at__eps": 0.25}
+  for made in (setup(**robust).planted.phase, setup(**robust).benign):
+    assert made.method == pgd_at.Method(eps=0.25) and made.shared
+  assert setup(**robust).alone().method == supervised.Method()  # whoever defends is left alone
+  with pytest.raises(UserError, match="labels alone"):
+    _ = setup(teacher__method="kd").teaching
+
+
+def test_without_a_backdoor_the_teacher_is_the_benign_one():
+  made = setup(**APART, backdoor="none", contamination=0.0)
+  assert made.planted.phase == made.benign and made.teacher.phase.part == "clean"
+  assert made.student("student", supervised.Method(), {}).setting("poison") is None
+  assert kind(made.planted.phase) == "clean"
 
 
 def test_the_clean_control_is_the_same_without_poison():

@@ -18,18 +18,28 @@ Fields = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """A network's predictions int[N] on the test set, as it is and with the trigger everywhere."""
+  """A network's predictions int[N] on the test set, as it is and with the trigger everywhere.
+
+  `attacked`: {"<attack>/<norm>/<eps>": int[n]}, on some test images that were made against it.
+  `measured`: {"<metric>/<attack>/<norm>/<eps>": float[n]}, of the same images.
+  """
 
   clean: np.ndarray
   triggered: np.ndarray
+  attacked: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  measured: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-  """What predictions are measured against, int[N]: true classes, and where a trigger leads."""
+  """What predictions are measured against, int[N]: true classes, and where a trigger leads.
+
+  `rows`: int[n], which test images were attacked; None where nobody was.
+  """
 
   labels: np.ndarray
   goals: np.ndarray
+  rows: np.ndarray | None = None
 
   @property
   def victims(self) -> np.ndarray:
@@ -73,7 +83,27 @@ def rates(truth: Truth, answers: Answers, fields: Fields) -> list[Cell]:
     "asr": metrics.attack_success(answers.triggered, truth.labels, truth.goals),
     "ra": metrics.robust_accuracy(answers.triggered, truth.labels, truth.goals),
   }
-  return [Cell(metric=name, **fields, **found[name].fields()) for name in found]
+  cells = [Cell(metric=name, **fields, **found[name].fields()) for name in found]
+  return cells + under_attack(truth, answers, fields)
+
+
+def under_attack(truth: Truth, answers: Answers, fields: Fields) -> list[Cell]:
+  """How many of the attacked images it still gets right, per attack, norm and radius, and the means
+  of what was measured there."""
+  cells = []
+  for made, said in answers.attacked.items():
+    right = metrics.accuracy(said, truth.labels[truth.rows])
+    cells.append(Cell(metric="adv_acc", **fields, **_how(made), **right.fields()))
+  for made, values in answers.measured.items():
+    metric, _, how = made.partition("/")
+    mean = composite(float(metrics.share(values)), bootstrap(metrics.share, fields, values))
+    cells.append(Cell(metric=metric, **fields, **_how(how), **mean, n=len(values)))
+  return cells
+
+
+def _how(made: str) -> Fields:
+  attack, norm, eps = made.split("/")
+  return {"attack": attack, "norm": norm, "eps": float(eps)}
 
 
 def against_teacher(truth: Truth, answers: Answers, teacher: Answers, fields: Fields) -> list[Cell]:

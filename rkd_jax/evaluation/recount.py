@@ -16,7 +16,10 @@ from rkd_jax.evaluation.protocol import Answers, Fields, Student, Truth
 from rkd_jax.reporting.results import Cell
 
 Arrays = Mapping[str, np.ndarray]
+# answers under attack, on which test images, and what else was measured there
+ATTACKED, ROWS, MEASURED = "attacked", "attacked:rows", "measured"
 VARIANTS = {"float32": "f32", "bfloat16": "bf16"}
+ABOUT_TRIGGERS = ("asr", "ra", "natural_rate", "carried_asr", "der", "rir", "transfer_ratio")
 OF_A_STUDENT = ("method", "base", "labels", "threat", "contamination")
 
 
@@ -64,13 +67,16 @@ def cells(
     compared: its methods, in the config's order.
   """
   fields, labels = common(manifest, seed), manifest["config"]["labels"]
-  truth = Truth(arrays["labels"], arrays["goals"])
+  truth = Truth(arrays["labels"], arrays["goals"], arrays.get(ROWS))
   teachers = {kind: answers(arrays, f"teacher/{kind}") for kind in kinds(arrays)}
   students = {one["label"]: student(arrays, one) for one in compared}
   alone = [f"none/{share:g}" for share in (labels, 1.0)]
   natural = next((answers(arrays, name) for name in alone if f"{name}:clean" in arrays), None)
   pool = arrays["pool:triggered"], arrays["pool:victims"]
   found = protocol.seed_cells(truth, fields, teachers, students, natural, pool)
+  if manifest["config"]["backdoor"] == "none":  # the one teacher that there is
+    found = [c for c in found if c.metric not in ABOUT_TRIGGERS]
+    return [dataclasses.replace(c, teacher="clean" if c.teacher else None) for c in found]
   if not given(manifest):
     return found
   return [dataclasses.replace(c, teacher="given" if c.teacher else None) for c in found]
@@ -82,7 +88,11 @@ def kinds(arrays: Arrays) -> list[str]:
 
 
 def answers(arrays: Arrays, name: str) -> Answers:
-  return Answers(arrays[f"{name}:clean"], arrays[f"{name}:triggered"])
+  more = [
+    {at.removeprefix(start): a for at, a in arrays.items() if at.startswith(start)}
+    for start in (f"{name}:{ATTACKED}/", f"{name}:{MEASURED}/")
+  ]
+  return Answers(arrays[f"{name}:clean"], arrays[f"{name}:triggered"], *more)
 
 
 def student(arrays: Arrays, one: Comparison) -> Student:
@@ -147,10 +157,13 @@ def _asked(key: str) -> bool:
 
 
 def counted(arrays: Arrays, cell: Cell) -> tuple[int, int] | None:
-  """(count, n) of an ACC, ASR or RA cell, by nothing but its definition; None for other metrics."""
-  if cell.metric not in ("acc", "asr", "ra"):
+  """(count, n) of an ACC, ASR, RA or adv_acc cell, by nothing but its definition; None for other metrics."""
+  if cell.metric not in ("acc", "asr", "ra", "adv_acc"):
     return None
   labels, goals, who = arrays["labels"], arrays["goals"], _who(arrays, cell)
+  if cell.metric == "adv_acc":
+    said = arrays[f"{who}:{ATTACKED}/{cell.attack}/{cell.norm}/{cell.eps:g}"]
+    return int(np.count_nonzero(said == labels[arrays[ROWS]])), len(said)
   if cell.metric == "acc":
     return int(np.count_nonzero(arrays[f"{who}:clean"] == labels)), len(labels)
   said, wanted = arrays[f"{who}:triggered"], goals if cell.metric == "asr" else labels
@@ -160,7 +173,8 @@ def counted(arrays: Arrays, cell: Cell) -> tuple[int, int] | None:
 
 def _who(arrays: Arrays, cell: Cell) -> str:
   """The name of a cell's network in the arrays."""
-  kind = "clean" if cell.teacher == "clean" else "poisoned"  # what a given one goes by
+  control = cell.teacher == "clean" and "clean" in kinds(arrays)
+  kind = "clean" if control else "poisoned"  # what the only one goes by, whoever made it
   if cell.network == "teacher":
     return f"teacher/{kind}"
   alone = f"none/{cell.labels or 0:g}"

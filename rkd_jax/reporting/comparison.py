@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rkd_jax.errors import UserError
-from rkd_jax.reporting import cost, figures, headline, page, rerun, results, table, verdict
+from rkd_jax.reporting import cost, figures, headline, page, rerun, results, table, withstood
 from rkd_jax.reporting.formats import NOT_MEASURED, percent
 from rkd_jax.reporting.page import mapping, mappings, words
 from rkd_jax.reporting.results import Cell
@@ -77,7 +77,7 @@ def _columns(name: str, manifest: Mapping[str, Any], cells: Sequence[Cell]) -> l
     own = table.within(comparable, setting)
     rows = table.rows(own, page.methods(mapping(manifest.get("config"))))
     title = " · ".join(str(setting[f]) for f in ("dataset", "backdoor") if setting[f])
-    verdicts = verdict.verdicts(rows, "the target class")
+    verdicts = withstood.judged(rows, "the target class")
     found.append(
       {
         "name": name if len(settings) == 1 else f"{name}, {title}",

@@ -69,6 +69,15 @@ METRICS = {
   "kept": ("Kept", "Share of the pool's images that the round trained on."),
   "kept_triggered": ("Kept, triggered", "Share of the pool's triggered images that it trained on."),
   "adv_acc": ("AdvAcc", "Accuracy under the named attack within the named ball."),
+  "alignment_residual": (
+    "Gradient gap",
+    "Norm of the difference between the input gradients of student and teacher.",
+  ),
+  "adv_loss": ("Worst loss", "Mean over images of the highest cross-entropy found in the ball."),
+  "loss_bound": (
+    "Loss bound",
+    "What the worst loss should not exceed: loss, teacher's slope, gradient gap and curvature.",
+  ),
   "ece": ("ECE", "Expected calibration error."),
   "certified_radius": (
     "Certified radius",
@@ -80,6 +89,7 @@ METRICS = {
   ),
 }
 _RATIOS = {"transfer_ratio", "der", "rir", "ece", "certified_radius", "local_linearity"}
+_RATIOS |= {"alignment_residual", "adv_loss", "loss_bound"}
 _AMOUNTS = {"size", "params", "macs", "latency"}
 
 

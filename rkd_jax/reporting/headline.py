@@ -10,6 +10,8 @@ WORDS = {  # outcome -> how the headline says it
   "removed": ("Removed", " by"),
   "not removed": ("Not removed", " by"),
   "nothing to remove": ("Nothing to remove", " for"),
+  "transferred": ("Robustness taken over", " by"),
+  "not transferred": ("Robustness lost", " by"),
   "unknown": ("Unknown", " for"),
   "carried over": ("Carried over", " by undefended"),
   "not carried over": ("Not carried over", " by undefended"),

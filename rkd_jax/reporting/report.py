@@ -32,6 +32,7 @@ Setting = dict[str, Any]
 CONTENTS = {  # what may be on the page: its id -> its name
   "comparison": "Comparison",
   "plane": "ACC and ASR",
+  "withstood": "Under attack",
   "classes": "By class",
   "images": "Images",
   "variance": "Feature variance",
@@ -71,7 +72,7 @@ def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell
     "sections": sections,
     "strengths": [_choice(s) for s in mappings(run.get("selection"))],
     "others": table.others(cells, shown),
-    "columns": table.COLUMNS,
+    "columns": table.columns(shown),
     "curves": figures.training(workdir, phases, mappings(run.get("costs"))),
     "examples": pictures.examples(workdir / "examples.npz", classes),
     "teachers": mappings(run.get("teachers")),
@@ -124,6 +125,7 @@ def _contents(context: Mapping[str, Any]) -> list[tuple[str, str]]:
   first, found = context["sections"][0], context["inside"] or {}
   there = {
     "plane": first["plane"],
+    "withstood": first["withstood"],
     "classes": first["classes"],
     "images": context["examples"],
     "variance": found.get("variance"),

@@ -27,6 +27,9 @@ _DIRECTION = {
   "adv_acc": (False, (0.0, 1.0)),
   "certified_radius": (False, (0.0, math.inf)),
   "local_linearity": (True, (0.0, math.inf)),  # the gap to a linear function
+  "alignment_residual": (True, (0.0, math.inf)),  # of the input gradients, student to teacher
+  "adv_loss": (True, (0.0, math.inf)),  # the worst that was found in the ball
+  "loss_bound": (True, (0.0, math.inf)),  # what it should not exceed
   "ece": (True, (0.0, 1.0)),
   "kept": (False, (0.0, 1.0)),
   "kept_triggered": (True, (0.0, 1.0)),

@@ -4,7 +4,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rkd_jax.reporting import figures, headline, page, perclass, pictures, table, verdict
+from rkd_jax.reporting import (
+  figures,
+  headline,
+  page,
+  perclass,
+  pictures,
+  table,
+  withstood,
+)
 from rkd_jax.reporting.formats import percent
 from rkd_jax.reporting.page import mapping
 from rkd_jax.reporting.results import Cell
@@ -28,9 +36,10 @@ def make(
   own = table.within(table.plain(cells), setting)
   methods = page.methods(config)
   rows, controls = table.rows(own, methods), table.controls(own, methods)
-  found = verdict.verdicts(rows, _target(config, classes))
+  found = withstood.judged(rows, _target(config, classes))
   seeds = [s for s in run.get("seeds") or sorted({c.seed for c in own if c.seed is not None})]
   drawn = figures.plane(rows)
+  shown = {*table.COLUMNS, *withstood.MEASURED, "adv_acc"}
   return {
     "title": " · ".join(str(setting[f]) for f in ("dataset", "backdoor") if setting[f]),
     "threat": _threat(own, setting),
@@ -45,7 +54,8 @@ def make(
     "plane": drawn,
     "legend": figures.legend(rows),
     "classes": perclass.table(workdir, seeds, rows, classes),
-    "cells": [c for c in own if c.metric in table.COLUMNS and c.network in ("teacher", "student")],
+    "withstood": withstood.section(rows),
+    "cells": [c for c in own if c.metric in shown and c.network in ("teacher", "student")],
   }
 
 
@@ -60,12 +70,14 @@ def _threat(cells: Sequence[Cell], setting: Mapping[str, Any]) -> str:
   threat, share = setting["threat"] or "not stated", setting["contamination"]
   if setting["backdoor"] == "unknown":  # what is in a stranger's images is not known either
     threat, share = "unknown; no trigger was put on any image", None
+  if setting["backdoor"] == "none":
+    threat, share = "no backdoor; changes of test images within a ball", None
+  asked = any(c.metric == "asr" for c in cells)
   labels = sorted({c.labels for c in cells if c.labels is not None and c.network == "student"})
   shares = " or ".join(percent(x) if 0 < x < 1 else {0: "none", 1: "all"}[int(x)] for x in labels)
   pool = f", {percent(share)} of the pool (no labelled image) carries the trigger" if share else ""
-  return (
-    f"Threat model: {threat}{pool}. Labelled training images: {shares or 'not stated'}."
-    " Images of the target class are left out of ASR and RA."
+  return f"Threat model: {threat}{pool}. Labelled training images: {shares or 'not stated'}." + (
+    " Images of the target class are left out of ASR and RA." if asked else ""
   )
 
 

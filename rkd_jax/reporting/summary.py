@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rkd_jax.reporting import table, verdict
+from rkd_jax.reporting import table, withstood
 from rkd_jax.reporting.formats import NOT_MEASURED, number
 from rkd_jax.reporting.results import Cell
 from rkd_jax.reporting.table import Row
@@ -23,21 +23,27 @@ def lines(manifest: Mapping[str, Any], cells: Sequence[Cell], width: int = 80) -
   found, comparable = [], table.plain(cells)
   for setting in table.settings(comparable):
     rows = table.rows(table.within(comparable, setting), manifest["config"].get("methods") or ())
-    outcomes = {v.label: v.outcome for v in verdict.verdicts(rows, "the target")}
-    entries = [_entries(row, outcomes) for row in rows if row.cells]
-    found += _aligned([HEAD, *entries], width)
-  seeds = len(manifest.get("seeds") or ())
+    outcomes = {v.label: v.outcome for v in withstood.judged(rows, "the target")}
+    how = withstood.judging(rows) if setting["backdoor"] == "none" else None
+    entries = [_entries(row, outcomes, how) for row in rows if row.cells]
+    found += _aligned(
+      [("Network", "ACC", withstood.told(how), "Verdict") if how else HEAD, *entries], width
+    )
+  seeds, worst = len(manifest.get("seeds") or ()), "ASR and carried ASR"
   if seeds > 1:
-    found.append(f"ACC: mean of {seeds} seeds; ASR and carried ASR: the worst of them.")
+    worst = worst if any("ASR" in line for line in found) else "the other"
+    found.append(f"ACC: mean of {seeds} seeds; {worst}: the worst of them.")
   return found
 
 
-def _entries(row: Row, outcomes: Mapping[str, str]) -> tuple[str, ...]:
-  numbers = row.mean("acc"), row.worst("asr"), row.worst("carried_asr")
-  shown = [
-    NOT_MEASURED if value is None else number(metric, value)
-    for metric, value in zip(("acc", "asr", "carried_asr"), numbers, strict=True)
-  ]
+def _entries(row: Row, outcomes: Mapping[str, str], how: withstood.How | None) -> tuple[str, ...]:
+  """`how`: the attack that a run without a backdoor is judged by."""
+  numbers = {"acc": row.mean("acc")}
+  if how:
+    numbers["adv_acc"] = withstood.at(row, how).worst("adv_acc")
+  else:
+    numbers |= {metric: row.worst(metric) for metric in ("asr", "carried_asr")}
+  shown = [NOT_MEASURED if v is None else number(m, v) for m, v in numbers.items()]
   return row.label, *shown, outcomes.get(row.label, "")
 
 

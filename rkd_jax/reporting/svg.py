@@ -77,6 +77,31 @@ def curves(lines: Sequence[Line], name: str, share: bool) -> Markup:
   return head + body + Markup("</svg>")
 
 
+def radii(lines: Sequence[Line], name: str, axis: str) -> Markup:
+  """Accuracies over radii, each network in the colour and with the mark of its place."""
+  points = [p for line in lines for p in line.points]
+  x, y = scale(0, max(r for r, _ in points) or 1, 44, 320), scale(0.0, 1.0, 214, 12)
+  body = Markup("")
+  for tick in (0, 0.25, 0.5, 0.75, 1):
+    body += _tick_y(y(tick), f"{100 * tick:.0f}", 44, 320)
+  for radius in sorted({r for r, _ in points}):
+    body += Markup('<text class="mid" x="{:.1f}" y="231">{:.3g}</text>').format(x(radius), radius)
+  for index, line in enumerate(lines):
+    path = " ".join(f"{x(r):.1f},{y(v):.1f}" for r, v in line.points)
+    form = '<polyline class="line c{}" points="{}"><title>{}</title></polyline>'
+    body += Markup(form).format(index % COLOURS, path, line.name)
+    for radius, value in line.points:
+      mark = Markup('<g transform="translate({:.1f} {:.1f})">{}</g>')
+      body += mark.format(x(radius), y(value), marker(index))
+  body += Markup('<text class="mid" x="182" y="250">{}</text>').format(axis)
+  text = "accuracy (%)"
+  body += Markup('<text class="mid" transform="translate(11 113) rotate(-90)">{}</text>').format(
+    text
+  )
+  head = Markup('<svg viewBox="0 0 332 256" role="img" aria-label="{}">').format(name)
+  return head + body + Markup("</svg>")
+
+
 def _axes(x: Callable, y: Callable, low: float, threshold: float) -> Markup:
   body = Markup("")
   for tick in (0, 0.25, 0.5, 0.75, 1):

@@ -70,8 +70,8 @@ def rows(cells: Sequence[Cell], methods: Sequence[str]) -> list[Row]:
 
   A method without cells keeps its (empty) row: it was asked for.
   """
-  students = [c for c in select(cells, network="student") if c.teacher != "clean"]
-  teacher = [c for c in select(cells, network="teacher") if c.teacher != "clean"]
+  students = [c for c in select(cells, network="student") if not control(c)]
+  teacher = [c for c in select(cells, network="teacher") if not control(c)]
   # one teacher may be named beside each of its students
   once = {(c.metric, c.seed, c.teacher_seed, c.attack, c.norm, c.eps): c for c in teacher}
   found = list(dict.fromkeys((c.method, c.base, c.labels) for c in students))
@@ -85,8 +85,18 @@ def rows(cells: Sequence[Cell], methods: Sequence[str]) -> list[Row]:
 
 def controls(cells: Sequence[Cell], methods: Sequence[str]) -> list[Row]:
   """The same students of a clean teacher."""
-  clean = [dataclasses.replace(c, teacher="poisoned") for c in select(cells, teacher="clean")]
+  clean = [dataclasses.replace(c, teacher="poisoned") for c in cells if control(c)]
   return [row for row in rows(clean, methods) if row.cells]
+
+
+def control(cell: Cell) -> bool:
+  """Whether it belongs to a clean teacher that stands beside the poisoned one, or to its student."""
+  return cell.teacher == "clean" and cell.backdoor != "none"
+
+
+def columns(cells: Sequence[Cell]) -> Sequence[str]:
+  """What a table of these cells has: without a backdoor, nothing that asks for a trigger."""
+  return ("acc", "fidelity") if cells and all(c.backdoor == "none" for c in cells) else COLUMNS
 
 
 def entry(row: Row, metric: str) -> dict[str, str]:
@@ -125,7 +135,7 @@ def every_seed(table: Sequence[Row]) -> list[dict[str, Any]]:
 def rounds(cells: Sequence[Cell]) -> list[dict[str, str]]:
   """Per method and round, how much of the pool was kept, and how much of its triggered part."""
   lines = []
-  counted = [c for c in cells if c.metric in ("kept", "kept_triggered") and c.teacher != "clean"]
+  counted = [c for c in cells if c.metric in ("kept", "kept_triggered") and not control(c)]
   for method, network in dict.fromkeys((c.method, c.network) for c in counted):
     own = tuple(select(counted, method=method, network=network))
     row = Row(str(network), method, None, own)
@@ -140,7 +150,7 @@ def others(cells: Sequence[Cell], shown: Sequence[Cell]) -> list[dict[str, str]]
   """What was measured beyond the tables: other networks, metrics, variants."""
   seen, lines = set(shown), []
   for c in cells:
-    if c in seen or (c.metric in ("kept", "kept_triggered") and c.teacher != "clean"):
+    if c in seen or (c.metric in ("kept", "kept_triggered") and not control(c)):
       continue
     eps = "" if c.eps is None else f"{c.norm or ''} ≤ {c.eps:.4g}"
     ours = (c.attack, eps, c.variant if c.variant != "f32" else "", c.at if c.at != "last" else "")
