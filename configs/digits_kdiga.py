@@ -1,8 +1,8 @@
 """Does a student take its teacher's adversarial robustness over? KDIGA and its rivals, in minutes.
 
-Source: KDIGA (Shao et al. 2021, arXiv 2110.12072) on scikit-learn's digits (16x16, 1,100 images, all
-labelled): WRN-16-2 teachers trained by PGD (Madry et al. 2018), WRN-10-1 students, teachers of seeds
-0-2. No backdoor. The argument:
+Source: KDIGA (Shao et al. 2021, arXiv 2110.12072) on scikit-learn's digits (16x16, 1,100 images,
+all labelled): WRN-16-2 teachers trained by PGD (Madry et al. 2018), WRN-10-1 students, teachers of
+seeds 0-2. No backdoor. The argument:
 
   radius    the student of the labels alone under PGD-20, at five radii: the smallest at which it is
             right on fewer than 5 % is `EPS`, and was fixed before any method was run

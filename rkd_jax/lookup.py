@@ -9,7 +9,7 @@ from rkd_jax.errors import UserError, nearest
 
 # kind -> (what a file of it defines, files of the folder that are not such parts)
 KINDS = {
-  "methods": ("Method", {"attack", "base", "features", "views"}),
+  "methods": ("Method", {"attack", "base", "features", "robust", "views"}),
   "models": ("Model", {"connector", "layers", "network", "norm", "size"}),
   "backdoors": ("Backdoor", {"base", "learned", "plans", "poison"}),
 }

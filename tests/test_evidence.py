@@ -187,7 +187,7 @@ def evidence_of_nothing():
 def test_a_changed_accuracy_under_attack_is_named(run):
   how = {"method": "kd", "metric": "adv_acc", "eps": 0.2, **STUDENT}
   told = edit(run, lambda document: find(document, **how).update(count=0))
-  assert told and all("adv_acc" in one and "count" in one or "counted" in one for one in told)
+  assert told and all("adv_acc" in one and "count" in one for one in told)
 
 
 @pytest.mark.parametrize("metric", ["acc", "der", "carried_asr", "kept", "natural_rate"])

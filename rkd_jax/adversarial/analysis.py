@@ -9,8 +9,8 @@ to its tangent in the ball. Aligned input gradients (KDIGA, arXiv 2110.12072) ma
 vanish; nothing in their training bounds the last. gamma is found by ascent, so it is a lower bound
 of the true one, and so is the worst loss that the left side is compared with.
 
-`apply` is a pytree that can be called, images float32[B, H, W, C] in [0, 1] -> logits float32[B, K].
-All results are float32[B], one number an image.
+`apply` is a pytree that can be called: images float32[B, H, W, C] in [0, 1] -> logits [B, K]. All
+results are float32[B], one number an image.
 """
 
 import functools
@@ -46,9 +46,10 @@ def slope(apply: Apply, images: jax.Array, labels: jax.Array) -> jax.Array:
 def local_linearity(
   apply: Apply, images: jax.Array, labels: jax.Array, keys: jax.Array, *, eps: float, norm: str
 ) -> jax.Array:
-  """gamma(eps, x) = max |l(x + d) - l(x) - d . grad l(x)| over |d| <= eps: the largest value that 20
-  steps of ascent meet from a random start, and as many from the opposite one: a loss that bends one
-  way has a hill on either side.
+  """gamma(eps, x) = max |l(x + d) - l(x) - d . grad l(x)| over |d| <= eps.
+
+  The largest value that 20 steps of ascent meet from a random start, and as many from the opposite
+  one: a loss that bends one way has a hill on either side.
 
   Args:
     labels: int[B] in [0, K).
@@ -122,12 +123,12 @@ def certified_radius(
   apply: Apply, images: jax.Array, labels: jax.Array, keys: jax.Array, *,
   sigma: float = 0.25, select: int = 64, samples: int = 512, alpha: float = 0.001,
 ) -> np.ndarray:  # fmt: skip
-  """The l_2 radius within which the network, smoothed by Gaussian noise, says the label for certain.
+  """The l_2 radius within which the network, smoothed by Gaussian noise, surely says the label.
 
-  Randomised smoothing (Cohen et al. 2019, CERTIFY): R = sigma Phi^-1(p), p the Clopper-Pearson lower
-  bound of how often noise leaves the class that `select` first draws chose; 0 where p <= 1/2 or that
-  class is wrong. Each image's statement fails with probability `alpha` at most. Noise may leave
-  [0, 1]: it is the smoothed network's input.
+  Randomised smoothing (Cohen et al. 2019, CERTIFY): R = sigma Phi^-1(p), p the Clopper-Pearson
+  lower bound of how often noise leaves the class that `select` first draws chose; 0 where p <= 1/2
+  or that class is wrong. Each image's statement fails with probability `alpha` at most. Noise may
+  leave [0, 1]: it is the smoothed network's input.
 
   Args:
     keys: key[B].

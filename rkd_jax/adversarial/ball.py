@@ -24,8 +24,8 @@ def check(norm: str, eps: float, images: jax.Array | None = None) -> None:
   low, high = float(jnp.min(images)), float(jnp.max(images))
   if not (low >= 0 and high <= 1):  # NaN too
     raise UserError(
-      f"Images must be finite and in [0, 1], these reach from {low} to {high}. An attack's radius is "
-      "in pixels; a network of this package normalises by itself."
+      f"Images must be finite and in [0, 1], these reach from {low} to {high}. Radii are in such "
+      "pixels; a network of this package normalises by itself."
     )
 
 

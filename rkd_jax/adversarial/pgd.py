@@ -1,13 +1,18 @@
-"""Projected gradient ascent (Madry et al. 2018): the loop that most attacks and inner maxima are."""
+"""Projected gradient ascent (Madry et al. 2018): what most attacks and inner maxima are."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
-from rkd_jax.adversarial import ball
+from rkd_jax.adversarial import ball, base
+from rkd_jax.errors import UserError, check_range
 from rkd_jax.repeat import repeat
 
 Objective = Callable[[jax.Array], jax.Array]  # images float[B, H, W, C] -> float[B], to be raised
+LOSSES = {"ce": base.cross_entropy, "cw": lambda logits, labels: -base.margin(logits, labels)}
 
 
 def ascend(
@@ -36,3 +41,82 @@ def ascend(
     return ball.project(x + step * ball.steepest(gradient, norm), images, eps, norm)
 
   return jax.lax.stop_gradient(repeat(move, jax.lax.stop_gradient(start), steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class PGD(base.Attack):
+  """The last point of an ascent; of several, per example the one that fools, else the highest.
+
+  Without a random start and of one step: FGSM (Goodfellow et al. 2015). With momentum: MIM (Dong et
+  al. 2018). With the loss "cw": the margin of Carlini and Wagner (2017) inside a ball.
+
+  Attributes:
+    steps: >= 1.
+    step_size: in pixels; 0: 2.5 eps / steps.
+    restarts: independent starts, >= 1.
+    random_start: begin anywhere in the ball, or at the image.
+    momentum: of the gradients, each divided by its l_1 norm; 0: none.
+    loss: "ce" or "cw" (the largest other logit less the label's).
+  """
+
+  steps: int = 20
+  step_size: float = 0.0
+  restarts: int = 1
+  random_start: bool = True
+  momentum: float = 0.0
+  loss: str = "ce"
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_range("PGD's steps", self.steps, 1, 10**6)
+    check_range("PGD's step_size", self.step_size, 0, 1e4)
+    check_range("PGD's restarts", self.restarts, 1, 10**6)
+    check_range("PGD's momentum", self.momentum, 0, 1e3)
+    if self.loss not in LOSSES:
+      raise UserError(f"PGD's loss is {self.loss!r}; choose one of {', '.join(LOSSES)}.")
+
+  @property
+  def forward(self):
+    return 1 + self.restarts * (self.steps + 1)
+
+  @property
+  def backward(self):
+    return self.restarts * self.steps
+
+  def __call__(self, apply, images, labels, keys):
+    base.checked(self, apply, images, labels)
+    best, found = images, jnp.full(len(images), -jnp.inf)
+    for number in range(self.restarts):
+      x = images
+      if self.random_start:
+        x = _start(self, jax.vmap(jax.random.fold_in, (0, None))(keys, number), images)
+      step = functools.partial(_move, self, apply, images, labels)
+      x, _ = repeat(lambda i, carry, step=step: step(carry), (x, jnp.zeros_like(x)), self.steps)
+      best, found = _better(self, apply, labels, best, found, x)
+    return best
+
+
+@functools.partial(jax.jit, static_argnames="attack")
+def _start(attack: PGD, keys, images):
+  return ball.random_start(keys, images, attack.eps, attack.norm)
+
+
+@functools.partial(jax.jit, static_argnames="attack")
+def _move(attack: PGD, apply, images, labels, carry):
+  x, velocity = carry
+  gradient = jax.grad(lambda x: LOSSES[attack.loss](apply(x), labels).sum())(x)
+  if attack.momentum:
+    length = jnp.abs(gradient).sum((1, 2, 3), keepdims=True)
+    gradient = velocity = attack.momentum * velocity + gradient / jnp.maximum(length, ball.SMALL)
+  size = attack.step_size or 2.5 * attack.eps / attack.steps
+  moved = x + size * ball.steepest(gradient, attack.norm)
+  return ball.project(moved, images, attack.eps, attack.norm), velocity
+
+
+@functools.partial(jax.jit, static_argnames="attack")
+def _better(attack: PGD, apply, labels, best, found, x):
+  """Of what was found before and now, per example: what fools comes before what does not."""
+  logits = apply(x)
+  reached = LOSSES[attack.loss](logits, labels) + 1e6 * base.fooled(logits, labels)
+  better = reached > found
+  return jnp.where(better[:, None, None, None], x, best), jnp.maximum(found, reached)

@@ -16,7 +16,7 @@ from typing import Any
 
 from rkd_jax.errors import UserError, nearest
 from rkd_jax.evaluation.metrics import t_interval
-from rkd_jax.reporting import results, table, terminal
+from rkd_jax.reporting import results, table, terminal, withstood
 from rkd_jax.reporting.files import atomic_write
 from rkd_jax.reporting.formats import NOT_MEASURED, number, percent, term
 from rkd_jax.reporting.results import Cell
@@ -27,7 +27,8 @@ COLUMNS = ("acc", "asr", "ra", "carried_asr", "natural_rate")
 def markdown(manifest: Mapping[str, Any], cells: Sequence[Cell]) -> str:
   """One table per setting (data set, threat, contamination, backdoor), each with a line below.
 
-  Rows are the teacher and the methods, in the config's order. An entry is the mean over seeds (the
+  Rows are the teacher and the methods, in the config's order; columns the rates, and accuracy under
+  each attack that the config names. An entry is the mean over seeds (the
   worst seed), then every seed's value; with one seed its value and 95 % interval.
 
   Args:
@@ -39,9 +40,13 @@ def markdown(manifest: Mapping[str, Any], cells: Sequence[Cell]) -> str:
   for setting in table.settings(comparable):
     own = table.within(comparable, setting)
     rows = [row for row in table.rows(own, methods(manifest)) if row.cells]
-    head = ["Network", *(term(metric) for metric in COLUMNS)]
+    columns = COLUMNS if setting["backdoor"] != "none" else ("acc",)
+    attacks = withstood.plain(rows)
+    head = ["Network", *(term(m) for m in columns), *map(withstood.told, attacks)]
     lines = [head, ["---"] * len(head)]
-    lines += [[row.label, *(entry(row, metric) for metric in COLUMNS)] for row in rows]
+    for row in rows:
+      attacked = [entry(withstood.at(row, how), "adv_acc") for how in attacks]
+      lines.append([row.label, *(entry(row, metric) for metric in columns), *attacked])
     text = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
     parts.append(f"{text}\n\n{caption(manifest, setting)}")
   return "\n\n".join(parts)
@@ -139,7 +144,7 @@ def caption(manifest: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
   said = {
     "Config `{}`": manifest.get("config_name"),
     "{}": setting["dataset"],
-    "{} backdoor": setting["backdoor"],
+    "{} backdoor": "no" if setting["backdoor"] == "none" else setting["backdoor"],
     "{} of the pool triggered": percent(setting["contamination"])
     if setting["contamination"]
     else "",

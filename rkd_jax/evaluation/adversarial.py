@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rkd_jax.adversarial import analysis, ball, named
+from rkd_jax.adversarial import analysis, autoattack, ball, named
 from rkd_jax.data import seeds
 from rkd_jax.data.stream import padded
 from rkd_jax.errors import check_range
@@ -156,13 +156,40 @@ class Trial:
   def _attacked(self, name: str, apply: Any, attack: str, eps: float) -> list[jax.Array]:
     """The changed images, by batch."""
     began, made = time.monotonic(), named.make(attack, self.settings.norm, eps)
-    changed = [made(apply, *batch) for batch in self._batches()]
+    if isinstance(made, autoattack.AutoAttack):
+      changed, cost = self._composed(name, apply, made, eps)
+    else:
+      changed = [made(apply, *batch) for batch in self._batches()]
+      images = len(changed) * self.questions.batch
+      cost = {"forward": images * made.forward, "backward": images * made.backward}
     jax.block_until_ready(changed)
-    images = len(changed) * self.questions.batch
-    cost = {"forward": images * made.forward, "backward": images * made.backward}
     how = {"seed": self.seed, "network": name, "attack": attack, "norm": self.settings.norm}
     self.records.append({**how, "eps": eps, **cost, "seconds": time.monotonic() - began})
     return changed
+
+  def _composed(
+    self, name: str, apply: Any, attack: autoattack.AutoAttack, eps: float
+  ) -> tuple[list[jax.Array], dict[str, Any]]:
+    """The same of attacks that only try who is left, and are gone on from after a kill."""
+    batches = list(self._batches())
+    images, labels = (
+      np.concatenate([np.asarray(jax.device_get(b[part])) for b in batches])[: len(self.rows)]
+      for part in (0, 1)
+    )
+    keys = jnp.concatenate([batch[2] for batch in batches])[: len(self.rows)]
+    kind = type(attack).__name__ + getattr(attack, "kind", attack.version)
+    file = f"seed{self.seed}-{name.replace('/', '-')}-{kind}-{attack.norm}-{eps:g}.npz"
+    size = self.questions.batch
+    found = autoattack.run(
+      attack, apply, images, labels, keys, batch=size, resume=self.folder / file
+    )
+    cost = {way: sum(stage[way] for stage in found.stages) for way in ("forward", "backward")}
+    whole = [np.resize(np.arange(k, min(k + size, len(images))), size) for k in self._starts()]
+    changed = [jnp.asarray(found.images[rows]) for rows in whole]
+    return changed, {**cost, "stages": found.stages, "warnings": found.warnings}
+
+  def _starts(self) -> range:
+    return range(0, len(self.rows), self.questions.batch)
 
   def _said(self, apply: Any, changed: Sequence[jax.Array]) -> np.ndarray:
     said = [_classes(apply, images) for images in changed]

@@ -157,7 +157,7 @@ def _asked(key: str) -> bool:
 
 
 def counted(arrays: Arrays, cell: Cell) -> tuple[int, int] | None:
-  """(count, n) of an ACC, ASR, RA or adv_acc cell, by nothing but its definition; None for other metrics."""
+  """(count, n) of an ACC, ASR, RA or adv_acc cell, by its definition alone; None for others."""
   if cell.metric not in ("acc", "asr", "ra", "adv_acc"):
     return None
   labels, goals, who = arrays["labels"], arrays["goals"], _who(arrays, cell)

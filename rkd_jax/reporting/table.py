@@ -90,7 +90,7 @@ def controls(cells: Sequence[Cell], methods: Sequence[str]) -> list[Row]:
 
 
 def control(cell: Cell) -> bool:
-  """Whether it belongs to a clean teacher that stands beside the poisoned one, or to its student."""
+  """Whether it is of a clean teacher that stands beside the poisoned one, or of its student."""
   return cell.teacher == "clean" and cell.backdoor != "none"
 
 

@@ -14,8 +14,8 @@ NO_TEACHER = "none"  # the control that was trained without one
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """`outcome`: removed, not removed, unknown; nothing to remove; carried over, not carried over; and
-  without a backdoor, of robustness: transferred, not transferred.
+  """`outcome`: removed, not removed, unknown; nothing to remove; carried over, not carried over;
+  and without a backdoor, of robustness: transferred, not transferred.
   `accuracy`: the mean, of a student that was cured."""
 
   label: str

@@ -1,4 +1,4 @@
-"""What networks withstand: accuracy under attack by radius, what it rests on, and doubts about it."""
+"""What networks withstand: accuracy under attack by radius, what it rests on, what is in doubt."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ MEASURED = (
 HUGE = {"linf": 0.45}  # from here on every image can be made any other, nearly
 TRANSFERRED = 0.5  # of the teacher's accuracy under attack that a student has to keep
 POINTS = 0.02  # of accuracy that a stronger attack may be above a weaker one, by chance
+MORE, TRANSFER = "pgd-100", "transfer-"
 NORMS = {"linf": "l∞", "l2": "l2"}
 
 
@@ -47,6 +48,13 @@ def attacks(rows: Sequence[Row]) -> list[How]:
   return sorted(found, key=lambda how: (order.index(how[0]), how[2]))
 
 
+def plain(rows: Sequence[Row]) -> list[How]:
+  """What is told of a network, without what only tests the telling: more steps, a huge ball, images
+  made against its teacher."""
+  found = [how for how in attacks(rows) if how[2] < HUGE.get(how[1], float("inf"))]
+  return [how for how in found if how[0] != MORE and not how[0].startswith(TRANSFER)]
+
+
 def at(row: Row, how: How) -> Row:
   """The row's cells under one attack."""
   attack, norm, eps = how
@@ -59,27 +67,28 @@ def told(how: How) -> str:
 
 
 def doubts(rows: Sequence[Row], found: Sequence[How]) -> Iterator[str]:
-  """Sentences where the numbers contradict what true robustness would show: gradients that hide."""
+  """Sentences where numbers contradict what true robustness would show: gradients that hide."""
   for row in rows:
-    mean = {how: at(row, how).mean("adv_acc") for how in found}
-    for (attack, norm, eps), acc in mean.items():
+    known = {how: acc for how in found if (acc := at(row, how).mean("adv_acc")) is not None}
+    for how, acc in known.items():
+      attack, norm, eps = how
+      own = known.get((attack.removeprefix(TRANSFER), norm, eps), 0)
+      short = known.get(("pgd-20", norm, eps), 0)
       if acc and eps >= HUGE.get(norm, float("inf")):
         yield (
-          f"{row.label} keeps {percent(acc)} under {told((attack, norm, eps))}, where nothing can be "
-          "withstood: the attack does not find what is there."
+          f"{row.label} keeps {percent(acc)} under {told(how)}, where nothing can be withstood: "
+          "the attack does not find what is there."
         )
-      if attack.startswith("transfer-"):
-        own = mean.get((attack.removeprefix("transfer-"), norm, eps))
-        if acc is not None and own is not None and acc < own - POINTS:
-          yield (
-            f"{row.label} is fooled more often by images made against its teacher ({percent(acc)} "
-            f"right) than against itself ({percent(own)}): its own gradients mislead the attack."
-          )
-      if attack == "pgd-100" and (short := mean.get(("pgd-20", norm, eps))) is not None:
-        if acc is not None and acc < short - POINTS:
-          yield (
-            f"{row.label}: 20 steps of PGD are too few ({percent(short)}; 100 leave {percent(acc)})."
-          )
+      if attack.startswith(TRANSFER) and acc < own - POINTS:
+        yield (
+          f"{row.label} is fooled more often by images made against its teacher ({percent(acc)} "
+          f"right) than against itself ({percent(own)}): its own gradients mislead the attack."
+        )
+      if attack == MORE and acc < short - POINTS:
+        yield (
+          f"{row.label}: 20 steps of PGD are too few ({percent(short)} right, after 100 "
+          f"{percent(acc)})."
+        )
 
 
 def _how(cell: Cell) -> How:
@@ -87,7 +96,7 @@ def _how(cell: Cell) -> How:
 
 
 def _drawings(rows: Sequence[Row], found: Sequence[How]) -> Iterator[dict[str, Any]]:
-  """One for each attack and norm of more than one radius: a line a network, from its accuracy on."""
+  """One for each attack of more than one radius: a line a network, from its accuracy on."""
   for attack, norm in dict.fromkeys((attack, norm) for attack, norm, _ in found):
     radii = [eps for a, n, eps in found if (a, n) == (attack, norm)]
     if len(radii) < 2:
@@ -142,8 +151,8 @@ def _verdicts(rows: Sequence[Row]) -> list[Verdict]:
 
 def judging(rows: Sequence[Row]) -> How | None:
   """What robustness is judged by: the first attack, at the middle of its radii."""
-  own = [how for how in attacks(rows) if how[2] < HUGE.get(how[1], float("inf"))]
-  own = [how for how in own if how[0] == own[0][0]]
+  found = plain(rows)
+  own = [how for how in found if how[0] == found[0][0]]
   return own[len(own) // 2] if own else None
 
 

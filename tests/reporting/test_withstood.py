@@ -1,4 +1,4 @@
-"""What a report says of attacks on test images: curves, tables, doubts, and a verdict without one."""
+"""What a report says of attacks on test images: curves, tables, doubts, verdicts."""
 
 import dataclasses
 
@@ -85,7 +85,7 @@ def test_without_an_attack_nothing_is_known():
 
 
 def test_with_a_backdoor_the_verdict_is_about_it():
-  cells = student("kd", 0.9) + [under(student("kd", 0.9)[0], 0.5)]
+  cells = [*student("kd", 0.9), under(student("kd", 0.9)[0], 0.5)]
   assert withstood.judged(table.rows(cells, ("kd",)), "class 0")[0].outcome == "carried over"
 
 

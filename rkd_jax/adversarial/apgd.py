@@ -1,0 +1,218 @@
+"""Auto-PGD (Croce and Hein 2020, arXiv 2003.01690, algorithm 1): ascent that sets its own steps.
+
+The step begins at twice the radius and is halved, example by example, when at one of the planned
+iterations the loss rose too seldom since the last, or the best loss has not risen although the step
+was not halved then. A halved example goes on from its best point.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rkd_jax.adversarial import ball, base
+from rkd_jax.errors import UserError, check_range
+from rkd_jax.repeat import repeat
+
+MOMENTUM, ENOUGH = (
+  0.75,
+  0.75,
+)  # of the last move; the share of iterations in which the loss has to rise
+NEED = {"ce": 2, "dlr": 3, "dlr-t": 4}  # loss -> classes
+
+
+def difference_of_logits_ratio(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """DLR = -(z_y - max_{i != y} z_i) / (z_(1) - z_(3)), float[B] (eq. 6).
+
+  Invariant to scale and shift of the logits. Needs three classes.
+  """
+  ranked = jnp.sort(logits, -1)
+  return -base.margin(logits, labels) / (ranked[:, -1] - ranked[:, -3] + 1e-12)
+
+
+def targeted_ratio(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
+  """DLR with a target, -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), float[B] (eq. 7)."""
+  ranked = jnp.sort(logits, -1)
+  own, wanted = (jnp.take_along_axis(logits, at[:, None], -1)[:, 0] for at in (labels, targets))
+  return -(own - wanted) / (ranked[:, -1] - (ranked[:, -3] + ranked[:, -4]) / 2 + 1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class APGD(base.Attack):
+  """100 iterations from a random start; the last fooling point, else that of the highest loss.
+
+  Attributes:
+    loss: "ce", "dlr", or "dlr-t" towards a target.
+    rank: the target is the class that is this likely on the clean image, 2 the runner-up.
+    steps: iterations.
+    restarts: >= 1.
+    eot: passes whose gradients are averaged, for a network that draws (`stochastic`).
+    stochastic: the network draws: it is called as apply(images, keys) with keys key[B].
+  """
+
+  loss: str = "ce"
+  rank: int = 2
+  steps: int = 100
+  restarts: int = 1
+  eot: int = 1
+  stochastic: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.loss not in NEED:
+      raise UserError(f"APGD's loss is {self.loss!r}; choose one of {', '.join(NEED)}.")
+    check_range("APGD's steps", self.steps, 1, 10**6)
+    check_range("APGD's restarts", self.restarts, 1, 10**6)
+    check_range("APGD's rank", self.rank, 2, 10**6)
+    check_range("APGD's eot", self.eot, 1, 10**6)
+
+  @property
+  def passes(self) -> int:
+    """Of one gradient: a network that draws nothing needs one."""
+    return self.eot if self.stochastic else 1
+
+  @property
+  def forward(self):
+    return 1 + self.restarts * (self.steps + 1) * self.passes
+
+  @property
+  def backward(self):
+    return self.restarts * (self.steps + 1) * self.passes
+
+  def __call__(self, apply, images, labels, keys):
+    network = _with_keys(apply, keys) if self.stochastic else apply
+    logits = base.checked(self, network, images, labels, max(NEED[self.loss], self._ranks))
+    targets = jnp.argsort(logits, -1)[:, -self.rank] if self._ranks else labels
+    best, hit = images, jnp.zeros(len(images), bool)
+    for number in range(self.restarts):
+      own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+      found = self._one(apply, images, labels, targets, own)
+      best = jnp.where(hit[:, None, None, None], best, found["answer"])
+      hit = hit | found["fooled"]
+    return best
+
+  @property
+  def _ranks(self) -> int:
+    return self.rank if self.loss == "dlr-t" else 0
+
+  def _one(self, apply, images, labels, targets, keys) -> dict[str, jax.Array]:
+    given = apply, images, labels, targets, keys
+    due = jnp.asarray(plan(self.steps))
+    step = lambda i, state: _step(self, given, due, jnp.int32(i), state)  # noqa: E731
+    state = repeat(step, _begin(self, given), self.steps)
+    fooled = state["fooled"]
+    answer = jnp.where(fooled[:, None, None, None], state["adversarial"], state["best"])
+    return {"answer": answer, "fooled": fooled, "loss": state["top"]}
+
+
+def plan(steps: int) -> np.ndarray:
+  """int32[steps]: 0, or at an iteration where steps may be halved how many came since the last.
+
+  The first after 22 % of all, each next after 3 % fewer, down to 6 %.
+  """
+  due, at = np.zeros(steps, np.int32), -1
+  length, least, less = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
+  while (at := at + length) < steps:
+    due[at] = length
+    length = max(length - less, least)
+  return due
+
+
+def _with_keys(apply: Any, keys: jax.Array) -> Any:
+  return jax.tree_util.Partial(_call, apply, keys)
+
+
+def _call(apply, keys, images):
+  return apply(images, keys)
+
+
+def _seen(attack: APGD, given: Any, x: jax.Array, i: jax.Array) -> tuple[jax.Array, ...]:
+  """(gradient, loss float[B], bool[B] whether fooled) at x; means over the passes."""
+  apply, _, labels, targets, keys = given
+
+  def loss(x, keys):
+    logits = apply(x, keys) if attack.stochastic else apply(x)
+    if attack.loss == "ce":
+      value = base.cross_entropy(logits, labels)
+    elif attack.loss == "dlr":
+      value = difference_of_logits_ratio(logits, labels)
+    else:
+      value = targeted_ratio(logits, labels, targets)
+    return value.sum(), (value, logits)
+
+  sums = None
+  for number in range(attack.passes):
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+    own = fold(fold(keys, i), number) if attack.stochastic else keys
+    gradient, (value, logits) = jax.grad(loss, has_aux=True)(x, own)
+    now = gradient, value, logits
+    sums = now if sums is None else jax.tree.map(jnp.add, sums, now)
+  gradient, value, logits = jax.tree.map(lambda a: a / attack.passes, sums)
+  return gradient, value, base.fooled(logits, labels)
+
+
+@functools.partial(jax.jit, static_argnames="attack")
+def _begin(attack: APGD, given: Any) -> dict[str, jax.Array]:
+  _, images, _, _, keys = given
+  draw = jax.random.normal
+  if attack.norm == "linf":
+    draw = functools.partial(jax.random.uniform, minval=-1.0)
+  way = jax.vmap(lambda key: draw(key, images.shape[1:]))(keys)
+  way = way / (ball.norms(way, attack.norm) + ball.SMALL)
+  x = ball.project(images + attack.eps * way, images, attack.eps, attack.norm)
+  gradient, value, fooled = _seen(attack, given, x, jnp.int32(-1))
+  nothing = jnp.zeros(len(images))
+  return {
+    "x": x, "old": x, "gradient": gradient, "size": nothing + 2 * attack.eps,
+    "best": x, "best_gradient": gradient, "top": value,  # of the highest loss
+    "adversarial": x, "fooled": fooled,
+    "last": nothing, "rises": nothing,  # the loss before, and how often it rose since the last look
+    "top_then": value, "halved": nothing + 1,  # at the last look
+  }  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames="attack")
+def _step(attack: APGD, given: Any, due: jax.Array, i: jax.Array, state: dict[str, jax.Array]):
+  images, eps, norm = given[1], attack.eps, attack.norm
+  x, size = state["x"], state["size"][:, None, None, None]
+  share = jnp.where(i > 0, MOMENTUM, 1.0)
+  moved = ball.project(x + size * ball.steepest(state["gradient"], norm), images, eps, norm)
+  moved = x + share * (moved - x) + (1 - share) * (x - state["old"])
+  new = ball.project(moved, images, eps, norm)
+  gradient, value, fooled = _seen(attack, given, new, i)
+
+  higher = value > state["top"]
+  state = {
+    **state,
+    "old": x, "x": new, "gradient": gradient,
+    "best": _where(higher, new, state["best"]),
+    "best_gradient": _where(higher, gradient, state["best_gradient"]),
+    "top": jnp.maximum(value, state["top"]),
+    "adversarial": _where(fooled, new, state["adversarial"]),
+    "fooled": state["fooled"] | fooled,
+    "rises": state["rises"] + (value > state["last"]), "last": value,
+  }  # fmt: skip
+  return jax.tree.map(lambda a, b: jnp.where(due[i] > 0, a, b), _looked(state, due[i]), state)
+
+
+def _looked(state: dict[str, jax.Array], since: jax.Array) -> dict[str, jax.Array]:
+  """The state after a planned look: whoever does not get on takes half the step, from the best."""
+  seldom = state["rises"] <= ENOUGH * since
+  stuck = (state["halved"] == 0) & (state["top_then"] >= state["top"])
+  halve = seldom | stuck
+  return {
+    **state,
+    "size": jnp.where(halve, state["size"] / 2, state["size"]),
+    "x": _where(halve, state["best"], state["x"]),
+    "gradient": _where(halve, state["best_gradient"], state["gradient"]),
+    "halved": halve.astype(jnp.float32),
+    "top_then": state["top"],
+    "rises": jnp.zeros_like(state["rises"]),
+  }
+
+
+def _where(who: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.where(who[:, None, None, None], a, b)
