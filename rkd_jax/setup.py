@@ -77,7 +77,7 @@ class Setup:
     own = networks or {}
     norms = dict.fromkeys(("teacher", *own), self.given.normalisation) if self.given else {}
     found = Networks(config, self.dataset, {**names, **own}, norms)
-    method.roles(found)
+    roles = method.roles(found)
     trains = {k: v for k, v in config[section].to_dict().items() if k not in ELSEWHERE}
     optimizer = {**trains["optimizer"], **train.pop("optimizer", {})}
     settings = {
@@ -90,7 +90,9 @@ class Setup:
       "labels": config.labels if part not in ("poisoned", "clean", "nothing") else None,
       "poison": self.poison(part),
     }
-    given = tuple(sorted((deliveries or {}).items()))
+    # whoever learns from labels alone has no place for a teacher
+    offered = {r: d for r, d in (deliveries or {}).items() if r in roles or r != "teacher"}
+    given = tuple(sorted(offered.items()))
     text = json.dumps(settings, sort_keys=True)
     return Phase(name, method, part, given, self.seed, text, shared)
 

@@ -76,6 +76,12 @@ def test_without_a_backdoor_the_teacher_is_the_benign_one():
   assert kind(made.planted.phase) == "clean"
 
 
+def test_a_method_without_a_teacher_is_given_none():
+  assert "teacher" in given(student())
+  alone = phases("pgd_at")["student"]
+  assert given(alone) == {} and alone.teacher is None and alone.part == "pool"
+
+
 def test_the_clean_control_is_the_same_without_poison():
   made = setup(clean=True)
   phase, poisoned = made.teacher.phase, setup().teacher.phase

@@ -2,7 +2,7 @@
 
 A query proposes to change a square; it is kept where the margin falls, or the image fools. Whoever
 is fooled is left alone, and leaves the batch when half of it may. Forward passes only, so it also
-sees through gradients that hide. Unlike the authors' code, squares also reach the last row and column.
+sees through gradients that hide. Unlike the authors', our squares reach the last row and column.
 """
 
 import dataclasses
