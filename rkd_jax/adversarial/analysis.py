@@ -58,14 +58,14 @@ def local_linearity(
   ball.check(norm, eps, images)
   tangent = loss(apply, images, labels), slope(apply, images, labels)
   start, best = ball.random_start(keys, images, eps, norm), jnp.zeros(len(images))
-  step = functools.partial(_bend, apply, images, labels, tangent, eps=eps, norm=norm)
+  step = functools.partial(_bend, norm, jnp.float32(eps), apply, images, labels, tangent)
   for x in (start, ball.project(2 * images - start, images, eps, norm)):
     best = repeat(lambda i, carry: step(carry), (x, best), STEPS + 1)[1]
   return best
 
 
-@functools.partial(jax.jit, static_argnames=("eps", "norm"))
-def _bend(apply, images, labels, tangent, carry, *, eps, norm):
+@functools.partial(jax.jit, static_argnames="norm")
+def _bend(norm, eps, apply, images, labels, tangent, carry):
   """One step up the distance to the tangent; the best distance so far."""
   (flat, gradient), (x, best) = tangent, carry
 

@@ -99,10 +99,12 @@ class APGD(base.Attack):
     return self.rank if self.loss == "dlr-t" else 0
 
   def _one(self, apply, images, labels, targets, keys) -> dict[str, jax.Array]:
-    given = apply, images, labels, targets, keys
+    # what is static is the kind of attack: radii, targets and steps share one compiled program
+    kind = dataclasses.replace(self, eps=0.0, rank=2, steps=1, restarts=1)
+    given = apply, images, labels, targets, keys, jnp.float32(self.eps)
     due = jnp.asarray(plan(self.steps))
-    step = lambda i, state: _step(self, given, due, jnp.int32(i), state)  # noqa: E731
-    state = repeat(step, _begin(self, given), self.steps)
+    step = lambda i, state: _step(kind, given, due, jnp.int32(i), state)  # noqa: E731
+    state = repeat(step, _begin(kind, given), self.steps)
     fooled = state["fooled"]
     answer = jnp.where(fooled[:, None, None, None], state["adversarial"], state["best"])
     return {"answer": answer, "fooled": fooled, "loss": state["top"]}
@@ -131,7 +133,7 @@ def _call(apply, keys, images):
 
 def _seen(attack: APGD, given: Any, x: jax.Array, i: jax.Array) -> tuple[jax.Array, ...]:
   """(gradient, loss float[B], bool[B] whether fooled) at x; means over the passes."""
-  apply, _, labels, targets, keys = given
+  apply, _, labels, targets, keys, _ = given
 
   def loss(x, keys):
     logits = apply(x, keys) if attack.stochastic else apply(x)
@@ -156,17 +158,17 @@ def _seen(attack: APGD, given: Any, x: jax.Array, i: jax.Array) -> tuple[jax.Arr
 
 @functools.partial(jax.jit, static_argnames="attack")
 def _begin(attack: APGD, given: Any) -> dict[str, jax.Array]:
-  _, images, _, _, keys = given
+  _, images, _, _, keys, eps = given
   draw = jax.random.normal
   if attack.norm == "linf":
     draw = functools.partial(jax.random.uniform, minval=-1.0)
   way = jax.vmap(lambda key: draw(key, images.shape[1:]))(keys)
   way = way / (ball.norms(way, attack.norm) + ball.SMALL)
-  x = ball.project(images + attack.eps * way, images, attack.eps, attack.norm)
+  x = ball.project(images + eps * way, images, eps, attack.norm)
   gradient, value, fooled = _seen(attack, given, x, jnp.int32(-1))
   nothing = jnp.zeros(len(images))
   return {
-    "x": x, "old": x, "gradient": gradient, "size": nothing + 2 * attack.eps,
+    "x": x, "old": x, "gradient": gradient, "size": nothing + 2 * eps,
     "best": x, "best_gradient": gradient, "top": value,  # of the highest loss
     "adversarial": x, "fooled": fooled,
     "last": nothing, "rises": nothing,  # the loss before, and how often it rose since the last look
@@ -176,7 +178,7 @@ def _begin(attack: APGD, given: Any) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames="attack")
 def _step(attack: APGD, given: Any, due: jax.Array, i: jax.Array, state: dict[str, jax.Array]):
-  images, eps, norm = given[1], attack.eps, attack.norm
+  images, eps, norm = given[1], given[5], attack.norm
   x, size = state["x"], state["size"][:, None, None, None]
   share = jnp.where(i > 0, MOMENTUM, 1.0)
   moved = ball.project(x + size * ball.steepest(state["gradient"], norm), images, eps, norm)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from rkd_jax.errors import UserError, check_range
 
 NORMS = ("linf", "l2")
+Radius = float | jax.Array
 SMALL = 1e-12  # keeps a direction finite where a gradient is 0
 
 
@@ -37,7 +38,7 @@ def norms(x: jax.Array, norm: str) -> jax.Array:
   return jnp.sqrt(jnp.square(x).sum(axes, keepdims=True))
 
 
-def project(images: jax.Array, origin: jax.Array, eps: float, norm: str) -> jax.Array:
+def project(images: jax.Array, origin: jax.Array, eps: Radius, norm: str) -> jax.Array:
   """Images float[B, H, W, C] moved into the ball around `origin`, then into [0, 1].
 
   The box's projection never leaves an l_2 ball whose centre lies in the box.
@@ -57,7 +58,7 @@ def steepest(gradient: jax.Array, norm: str) -> jax.Array:
   return gradient / jnp.maximum(norms(gradient, norm), SMALL)
 
 
-def random_start(keys: jax.Array, images: jax.Array, eps: float, norm: str) -> jax.Array:
+def random_start(keys: jax.Array, images: jax.Array, eps: Radius, norm: str) -> jax.Array:
   """A random point of each image's ball, inside the box.
 
   l_inf: uniform. l_2: a uniform direction, a uniform radius.

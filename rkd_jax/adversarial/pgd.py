@@ -85,38 +85,44 @@ class PGD(base.Attack):
 
   def __call__(self, apply, images, labels, keys):
     base.checked(self, apply, images, labels)
+    kind = self.norm, self.loss, self.momentum
+    size = self.step_size or 2.5 * self.eps / self.steps
+    given = apply, images, labels, jnp.float32(self.eps), jnp.float32(size)
     best, found = images, jnp.full(len(images), -jnp.inf)
     for number in range(self.restarts):
       x = images
       if self.random_start:
-        x = _start(self, jax.vmap(jax.random.fold_in, (0, None))(keys, number), images)
-      step = functools.partial(_move, self, apply, images, labels)
+        x = _start(self.norm, keys, jnp.int32(number), images, given[3])
+      step = functools.partial(_move, kind, given)
       x, _ = repeat(lambda i, carry, step=step: step(carry), (x, jnp.zeros_like(x)), self.steps)
-      best, found = _better(self, apply, labels, best, found, x)
+      best, found = _better(self.loss, apply, labels, best, found, x)
     return best
 
 
-@functools.partial(jax.jit, static_argnames="attack")
-def _start(attack: PGD, keys, images):
-  return ball.random_start(keys, images, attack.eps, attack.norm)
+# What is static is the kind of attack: radii and steps share one compiled program.
 
 
-@functools.partial(jax.jit, static_argnames="attack")
-def _move(attack: PGD, apply, images, labels, carry):
-  x, velocity = carry
-  gradient = jax.grad(lambda x: LOSSES[attack.loss](apply(x), labels).sum())(x)
-  if attack.momentum:
+@functools.partial(jax.jit, static_argnames="norm")
+def _start(norm: str, keys, number, images, eps):
+  own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+  return ball.random_start(own, images, eps, norm)
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _move(kind: tuple[str, str, float], given, carry):
+  (norm, loss, momentum), (apply, images, labels, eps, size), (x, velocity) = kind, given, carry
+  gradient = jax.grad(lambda x: LOSSES[loss](apply(x), labels).sum())(x)
+  if momentum:
     length = jnp.abs(gradient).sum((1, 2, 3), keepdims=True)
-    gradient = velocity = attack.momentum * velocity + gradient / jnp.maximum(length, ball.SMALL)
-  size = attack.step_size or 2.5 * attack.eps / attack.steps
-  moved = x + size * ball.steepest(gradient, attack.norm)
-  return ball.project(moved, images, attack.eps, attack.norm), velocity
+    gradient = velocity = momentum * velocity + gradient / jnp.maximum(length, ball.SMALL)
+  moved = x + size * ball.steepest(gradient, norm)
+  return ball.project(moved, images, eps, norm), velocity
 
 
-@functools.partial(jax.jit, static_argnames="attack")
-def _better(attack: PGD, apply, labels, best, found, x):
+@functools.partial(jax.jit, static_argnames="loss")
+def _better(loss: str, apply, labels, best, found, x):
   """Of what was found before and now, per example: what fools comes before what does not."""
   logits = apply(x)
-  reached = LOSSES[attack.loss](logits, labels) + 1e6 * base.fooled(logits, labels)
+  reached = LOSSES[loss](logits, labels) + 1e6 * base.fooled(logits, labels)
   better = reached > found
   return jnp.where(better[:, None, None, None], x, best), jnp.maximum(found, reached)

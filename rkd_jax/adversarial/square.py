@@ -48,12 +48,14 @@ class Square(base.Attack):
 
   def __call__(self, apply, images, labels, keys):
     base.checked(self, apply, images, labels)
-    state = _begin(self, apply, {"images": images, "labels": labels, "keys": keys})
+    given = {"images": images, "labels": labels, "keys": keys}
+    eps, sides = jnp.float32(self.eps), jnp.asarray(self.side(images.shape[1] * images.shape[2]))
+    state = _begin(self.norm, apply, eps, given)
     answer, who = np.array(jax.device_get(state["x"])), np.arange(len(images))
     for first in range(0, self.queries, LOOK):
       often = min(LOOK, self.queries - first)
-      step = lambda i, state, first=first: _query(self, apply, jnp.int32(first + i), state)  # noqa: E731
-      state = repeat(step, state, often)
+      one = functools.partial(_query, self.norm, apply, eps, sides)
+      state = repeat(lambda i, s, k=first, one=one: one(jnp.int32(k + i), s), state, often)
       answer[who] = jax.device_get(state["x"])
       open_ = np.flatnonzero(np.asarray(jax.device_get(state["margin"])) > 0)
       if not len(open_):
@@ -71,8 +73,10 @@ class Square(base.Attack):
     return np.maximum(np.round(np.sqrt(share * pixels)), 1).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames="attack")
-def _begin(attack: Square, apply: Any, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
+@functools.partial(jax.jit, static_argnames="norm")
+def _begin(
+  norm: str, apply: Any, eps: jax.Array, given: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
   """Vertical stripes of one column each (l_inf), or a tiling of bumps (l_2), as far as eps goes."""
   images, labels = given["images"], given["labels"]
   _, height, width, channels = images.shape
@@ -90,20 +94,19 @@ def _begin(attack: Square, apply: Any, given: dict[str, jax.Array]) -> dict[str,
     around = [(max(r, 0) // 2, max(r, 0) - max(r, 0) // 2) for r in rest]
     return jnp.pad(tiled, (*around, (0, 0)))[:height, :width]
 
-  pattern = stripes if attack.norm == "linf" else hills
+  pattern = stripes if norm == "linf" else hills
   drawn = jax.vmap(lambda key: pattern(jax.random.fold_in(key, 0)))(given["keys"])
-  drawn = drawn / jnp.maximum(ball.norms(drawn, attack.norm), ball.SMALL)
-  x = jnp.clip(images + attack.eps * drawn, 0, 1)
+  drawn = drawn / jnp.maximum(ball.norms(drawn, norm), ball.SMALL)
+  x = jnp.clip(images + eps * drawn, 0, 1)
   return {**given, "x": x, "margin": base.margin(apply(x), labels)}
 
 
-@functools.partial(jax.jit, static_argnames="attack")
-def _query(attack: Square, apply: Any, i: jax.Array, state: dict[str, jax.Array]):
+@functools.partial(jax.jit, static_argnames="norm")
+def _query(norm: str, apply: Any, eps, sides, i: jax.Array, state: dict[str, jax.Array]):
   images, x, labels = state["images"], state["x"], state["labels"]
-  side = jnp.asarray(attack.side(images.shape[1] * images.shape[2]))[i]
   keys = jax.vmap(jax.random.fold_in, (0, None))(state["keys"], i + 1)
-  propose = _square if attack.norm == "linf" else _window
-  new = jax.vmap(functools.partial(propose, attack.eps), (0, 0, 0, None))(keys, images, x, side)
+  propose = functools.partial(_square if norm == "linf" else _window, eps)
+  new = jax.vmap(propose, (0, 0, 0, None))(keys, images, x, sides[i])
   margin = base.margin(apply(new), labels)
   take = (state["margin"] > 0) & ((margin < state["margin"]) | (margin <= 0))
   return {
@@ -127,7 +130,7 @@ def _inside(key: jax.Array, shape: tuple[int, ...], side: jax.Array) -> tuple[ja
   return tall[:, None] & wide[None, :], row, column
 
 
-def _square(eps: float, key: jax.Array, image: jax.Array, x: jax.Array, side: jax.Array):
+def _square(eps: ball.Radius, key: jax.Array, image: jax.Array, x: jax.Array, side: jax.Array):
   """x with +-2 eps on a square, one sign a channel, back in the ball: one of its corners there."""
   place, sign = jax.random.split(key)
   inside, _, _ = _inside(place, image.shape, side)
@@ -136,7 +139,7 @@ def _square(eps: float, key: jax.Array, image: jax.Array, x: jax.Array, side: ja
   return jnp.clip(jnp.clip(new, image - eps, image + eps), 0, 1)
 
 
-def _window(eps: float, key: jax.Array, image: jax.Array, x: jax.Array, side: jax.Array):
+def _window(eps: ball.Radius, key: jax.Array, image: jax.Array, x: jax.Array, side: jax.Array):
   """x with what one window changes taken over into another, as a bump of random signs there; then
   the whole budget is spent again (algorithm 3)."""
   keys = jax.random.split(key, 4)
