@@ -9,8 +9,8 @@ small radii. The argument names the student:
     --config.data.data_dir=DIR --config.teacher.checkpoint=FILE
 
 DIR/imagenet has a sub-folder of images for each class, FILE is a robust ResNet-50's weights under
-torchvision's names. Its radius is 4/255. The alignment is made on every second batch (`every`).
-Cost and result: not measured yet.
+torchvision's names, expected where the run is started; its radius is 4/255. The alignment is made
+on every second batch (`every`). Cost and result: not measured yet.
 """
 
 from rkd_jax import config as base
@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> Config:
   config.data.update({"name": "folder:imagenet", "size": 224, "memory_mib": 0})
   config.seeds = (0,)
   config.backdoor, config.contamination, config.labels = "unknown", 0.0, 1.0
-  config.teacher.network = "imagenet_resnet-50"
+  config.teacher.network, config.teacher.checkpoint = "imagenet_resnet-50", "resnet50_linf_eps4.pth"
   config.student.network = STUDENTS[student]
   for section in (config.teacher, config.student, config.labelled):
     section.update({"epochs": 90, "batch_size": 1024})

@@ -205,8 +205,8 @@ def _warned(attack, apply, images, labels, logits, batch) -> Iterator[str]:
   flat = float(np.mean(np.asarray(_steepness(apply, some, jnp.asarray(labels[:batch]))) == 0))
   if flat > 0.1:
     yield (
-      f"The gradient is 0 in every pixel of {100 * flat:.0f} % of the images: attacks that need one "
-      "are blind there."
+      f"The gradient is 0 in every pixel of {100 * flat:.0f} % of the images: attacks that need "
+      "one are blind there."
     )
 
 

@@ -83,9 +83,9 @@ def _step(norm: str, apply: Any, images, labels, targets, carry):
 def to_hyperplane(points: jax.Array, slope: jax.Array, needed: jax.Array, norm: str) -> jax.Array:
   """The smallest move, in the norm, with <slope, move> = needed and points + move in [0, 1].
 
-  Every coordinate moves by min(lambda u_i, its room), u_i = 1 in l_inf and |slope_i| in l_2, towards
-  the side that helps: what that gains is piecewise linear in lambda, and solved by sorting where
-  rooms end. Where the box does not suffice, everything goes to its end.
+  Every coordinate moves by min(lambda u_i, its room), u_i = 1 in l_inf and |slope_i| in l_2,
+  towards the side that helps: what that gains is piecewise linear in lambda, and solved by sorting
+  where rooms end. Where the box does not suffice, everything goes to its end.
 
   Args:
     points, slope: float[B, H, W, C].

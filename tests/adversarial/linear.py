@@ -1,7 +1,6 @@
 """Linear networks, on which the worst change of an image is known exactly."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 SHAPE = (3, 3, 1)
