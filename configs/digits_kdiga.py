@@ -45,8 +45,8 @@ def get_config(arg: str | None = None) -> Config:
   for name in ATTACKING:
     config.method[name].update(ATTACK)
   config.method.kdiga.update({**ATTACK, "weight": 10.0})
-  config.method.kdiga_adv = {"name": "kdiga", "kl_at": "adv", "align_at": "adv"} | ATTACK
-  config.method.kdiga_adv.weight = 10.0
+  attacked = {"kl_at": "adv", "align_at": "adv", "weight": 10.0}
+  config.method.kdiga_adv = {"name": "kdiga", **attacked, **ATTACK}
   config.method.igdm_rslad = {"name": "igdm", "base": {"name": "rslad", **ATTACK}}
   config.eval.adversarial.update({"eps": (EPS / 2, EPS, 1.5 * EPS), "analysis": True})
   config.methods = ("none", "kd", "kdiga", "kdiga_adv", *ATTACKING, "igdm_rslad")

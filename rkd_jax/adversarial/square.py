@@ -160,7 +160,9 @@ def _window(eps: ball.Radius, key: jax.Array, image: jax.Array, x: jax.Array, si
   shape = jnp.where(jax.random.bernoulli(keys[2]), upright, lying)[..., None]
   signs = jax.random.rademacher(keys[3], (1, 1, channels), image.dtype)
   old = jnp.where(one, moved, 0)
-  own = signs * jnp.roll(shape, (row, column), (0, 1)) + old / (channelwise(old) + ball.SMALL)
+  own = signs * jnp.roll(shape, jnp.stack([row, column]), (0, 1)) + old / (
+    channelwise(old) + ball.SMALL
+  )
   own = own / (channelwise(own) + ball.SMALL) * budget
   new = jnp.where(one, own, jnp.where(both, 0, moved))
   new = new / (jnp.sqrt(jnp.square(new).sum()) + ball.SMALL) * eps

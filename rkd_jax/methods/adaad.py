@@ -24,14 +24,12 @@ class Method(robust.Robust):
 
   def inner(self, variables, batch):
     def apart(images):
-      return losses.kl_divergence(
-        self.taught(variables, images).logits, self.attacked(variables, images)
-      )
+      return losses.kl_divergence(self.answer(variables, images), self.attacked(variables, images))
 
     return apart
 
   def targets(self, frozen, batch, key):
-    there = self.taught(frozen, batch["adversarial"]).logits
+    there = self.answer(frozen, batch["adversarial"])
     return {"answer": batch["answer"], "there": there}
 
   def loss(self, player, variables, state, batch, targets, key, step):

@@ -40,7 +40,7 @@ class Method(robust.Robust):
 
   def targets(self, frozen, batch, key):
     label = kd.with_teachers_labels(batch, batch["answer"])["label"]
-    there = self.taught(frozen, batch["adversarial"]).logits
+    there = self.answer(frozen, batch["adversarial"])
     trust = jnp.exp(-self.beta * losses.cross_entropy(there, label))
     return {"answer": batch["answer"], "trust": trust}
 

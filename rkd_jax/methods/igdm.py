@@ -56,7 +56,8 @@ class Method(base.Plugin):
     found = super().targets(frozen, batch, key)
     if not self.weight:
       return {"base": found}
-    there, back = (self.taught(frozen, images).logits for images in self._both(batch))
+    said = [self.taught(frozen, images).logits for images in self._both(batch)]
+    there, back = map(jnp.asarray, said)
     return {"base": found, "slope": there - back}
 
   def loss(self, player, variables, state, batch, targets, key, step):

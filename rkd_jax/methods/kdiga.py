@@ -76,7 +76,7 @@ class Method(robust.Robust):
     return aligned or (self.kl > 0 and self.kl_at == "adv")
 
   @property
-  def cacheable(self):  # the clean image's answer and slope, neither of which asks its neighbours
+  def cacheable(self):  # type: ignore[override]  # the clean image's answer and slope, neither of which asks its neighbours
     return not (self.attacks() or self.every > 1 or self.align_batch)
 
   def inner(self, variables, batch):
@@ -117,7 +117,7 @@ class Method(robust.Robust):
     alone = self.align_at == "clean" and not self.align_batch and self.every == 1
     if alone:  # the answer comes with the gradient; its own argmax may be the label
       slope, answer = slopes(
-        lambda images: self.taught(frozen, images).logits,
+        lambda images: self.answer(frozen, images),
         batch["image"], lambda answer: self._labels(batch, answer)["label"],
       )  # fmt: skip
       return {"answer": answer, "slope": slope}
@@ -125,14 +125,14 @@ class Method(robust.Robust):
     label = self._labels(batch, answer)["label"][: self.align_batch or None]
     slope = self._when_due(
       batch,
-      lambda x: slopes(lambda x: self.taught(frozen, x).logits, x, lambda _: label)[0],
+      lambda x: slopes(lambda x: self.answer(frozen, x), x, lambda _: label)[0],
       jnp.zeros_like,
       self._point(batch),
     )
     return {"answer": answer, "slope": slope}
 
   def _answer(self, frozen, batch):
-    return batch["answer"] if "answer" in batch else self.taught(frozen, batch["image"]).logits
+    return batch["answer"] if "answer" in batch else self.answer(frozen, batch["image"])
 
   def loss(self, player, variables, state, batch, targets, key, step):
     student, labelled = variables["student"], self._labels(batch, targets["answer"])

@@ -65,7 +65,7 @@ class Robust(base.Method):
 
   def batch(self, key, variables, state, batch, step):
     if "teacher" in variables:
-      batch = {**batch, "answer": self.taught(variables, batch["image"]).logits}
+      batch = {**batch, "answer": self.answer(variables, batch["image"])}
     if self.attacks():
       keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
       batch = {**batch, "adversarial": self._worst(keys, variables, batch)}
@@ -82,7 +82,11 @@ class Robust(base.Method):
     """The student's logits as the ascent sees them."""
     return variables["student"](images, train=self.attack_bn == "train")[0].logits
 
-  def targets(self, frozen, batch, key):
+  def answer(self, networks: Mapping[str, Any], images: jax.Array) -> Any:
+    """The teacher's logits float[B, K]."""
+    return self.taught(networks, images).logits
+
+  def targets(self, frozen, batch, key) -> base.Tree:
     return batch.get("answer", ())
 
   def hard(self, logits: jax.Array, batch: base.Batch) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,7 @@
 """Methods that attack while they train: each loss by hand, and an inner maximum that is one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,7 @@ ALL = [*ALONE, *TAUGHT, igdm.Method(base=rslad.Method(**BALL))]
 names = [method.name for method in ALL]
 
 
+@functools.partial(jax.jit, static_argnames=("method", "step"))
 def played(method, batch=BATCH, step=0):
   """(terms, Aux, the batch with its adversaries, targets)."""
   variables = {"student": STUDENT}
