@@ -17,6 +17,7 @@ from rkd_jax.data.augment import Augment
 from rkd_jax.data.sources import Dataset, Split
 from rkd_jax.data.stream import Resident, Rows
 from rkd_jax.methods import kd, supervised
+from rkd_jax.methods.base import Method
 from rkd_jax.reporting.writer import MetricsWriter
 from rkd_jax.training import loop, sharding, start, update
 from rkd_jax.training.checkpoint import Checkpoints
@@ -46,17 +47,25 @@ def network(name: str, dtype: str) -> Any:
 
 
 class Cell:
-  """A phase on synthetic data: distillation from `teacher`, or supervised where there is none.
+  """A phase on synthetic data: `taught` from `teacher`, or supervised where there is none.
 
   Augmentation is on (flip, crop 4), so the teacher runs in every step: no targets are cached.
   """
 
-  def __init__(self, teacher: str, student: str, rows: Rows, batch: int, dtype: str):
+  def __init__(
+    self,
+    teacher: str,
+    student: str,
+    rows: Rows,
+    batch: int,
+    dtype: str,
+    taught: Method = kd.Method(),  # noqa: B008 (frozen)
+  ):
     mesh = sharding.make_mesh()
     nets = {"student": network(student, dtype)}
     if teacher:
       nets["teacher"] = network(teacher, dtype)
-    method = kd.Method() if teacher else supervised.Method()
+    method = taught if teacher else supervised.Method()
     self.roles = method.roles(nets)
     augment = Augment(flip=True, crop=CROP)
     self.program = make_program(method, self.roles, ROUNDS, augment, mesh, Optimizer())

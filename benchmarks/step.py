@@ -1,6 +1,7 @@
 """How fast a training step is: bare, in the loop, and beside the same nets and math in PyTorch.
 
   python benchmarks/step.py
+  python benchmarks/step.py --kdiga --pairs wideresnet-16-2:wideresnet-16-1
   python benchmarks/step.py --torch --pairs wideresnet-16-2:wideresnet-16-1,wideresnet-16-2
 
 Times whatever device JAX finds, on synthetic data of CIFAR-10's shape that lie there. Contestants
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rkd_jax.data.stream import Rows
+from rkd_jax.methods import kdiga
 from rkd_jax.reporting.files import write_json
 from rkd_jax.training import update
 
@@ -29,6 +31,7 @@ PAIRS = "wideresnet-16-2:wideresnet-16-1,wideresnet-16-2"
 # The rates to compare: {name: (over, under)}, by contestant.
 RATIOS = {
   "loop_over_bare": ("loop", "bare"),
+  "kdiga_over_bare": ("kdiga", "bare"),
   "jax_over_torch": ("bare", "torch"),
   "jax_over_torch_channels_last": ("bare", "torch channels_last"),
 }
@@ -48,6 +51,9 @@ def arguments() -> argparse.Namespace:
   parser.add_argument("--seconds", type=float, default=10.0, help="of a contestant in each round")
   parser.add_argument("--patience", type=float, default=5.0, help="seconds spent on finding quiet")
   parser.add_argument("--torch", action="store_true", help="time eager PyTorch too")
+  parser.add_argument(
+    "--kdiga", action="store_true", help="time KDIGA's step beside distillation's"
+  )
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/bench"))
   return parser.parse_args()
 
@@ -79,10 +85,15 @@ def cell(pair: str, rows: Rows, options: argparse.Namespace) -> dict[str, Any]:
   ours = jax_cells.Cell(teacher, student, rows, options.batch, options.dtype)
   cost = measure.cost(update._round, *ours.arguments)
   runs: dict[str, measure.Run] = {"bare": ours.bare, "loop": ours.loop}
+  costs = {"cost": cost}
+  if options.kdiga and teacher:
+    aligned = jax_cells.Cell(teacher, student, rows, options.batch, options.dtype, kdiga.Method())
+    costs["kdiga_cost"] = measure.cost(update._round, *aligned.arguments)
+    runs["kdiga"] = aligned.bare
   theirs = torch_cells(teacher, student, rows, options) if options.torch else {}
   limits = options.seconds, jax_cells.ROUNDS, options.patience
   steps = {"bare": measure.steps_for(ours.bare, *limits)}
-  steps["loop"] = steps["bare"]
+  steps = dict.fromkeys(runs, steps["bare"])
   ours.loop(2)
   for name, contestant in theirs.items():
     runs[name] = contestant.run
@@ -95,6 +106,7 @@ def cell(pair: str, rows: Rows, options: argparse.Namespace) -> dict[str, Any]:
     "log_every": ours.log_every(steps["loop"]),
     "timed": timed,
     "ratios": {name: measure.ratio(timed, *two) for name, two in RATIOS.items()},
+    **costs,
     "cost": cost | achieved(cost, options.batch, timed["bare"]["images_per_second"]),
     "load": measure.load(),
   }

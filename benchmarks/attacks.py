@@ -1,0 +1,177 @@
+"""Our attacks beside torchattacks' (PyTorch) on one network: what both leave right, and how long.
+
+  python benchmarks/attacks.py --images 200 --seeds 3
+
+A small CNN is trained adversarially on scikit-learn's digits, and its weights are given to both.
+Each attack runs over the same test images with several seeds. Needs PyTorch, and torchattacks
+importable: its package names releases of other packages that it can do without, so install it with
+--no-deps. Writes `<out>/<device>/attacks.json`.
+"""
+
+import argparse
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+from rkd_jax.adversarial import ball, base, named, pgd
+from rkd_jax.data import sources
+from rkd_jax.reporting.files import write_json
+
+NAMES = ("fgsm", "pgd-20", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack")
+WIDTHS = (16, 32)
+
+
+def logits(weights: Any, images: jax.Array) -> jax.Array:
+  """Two strided convolutions and a dense layer."""
+  x = images
+  for kernel, bias in weights["convs"]:
+    x = jax.lax.conv_general_dilated(
+      x, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    x = jax.nn.relu(x + bias)
+  return x.transpose(0, 3, 1, 2).reshape(len(x), -1) @ weights["dense"] + weights["bias"]
+
+
+def trained(images: np.ndarray, labels: np.ndarray, eps: float, steps: int) -> Any:
+  """Weights after adversarial training (PGD of 5 steps)."""
+  keys, fan = jax.random.split(jax.random.key(0), 3), images.shape[-1]
+  weights: dict[str, Any] = {"convs": []}
+  for key, width in zip(keys, WIDTHS, strict=False):
+    kernel = jax.random.normal(key, (3, 3, fan, width)) * (2 / (9 * fan)) ** 0.5
+    weights["convs"].append((kernel, jnp.zeros(width)))
+    fan = width
+  flat = (images.shape[1] // 4) * (images.shape[2] // 4) * fan
+  weights["dense"] = jax.random.normal(keys[2], (flat, 10)) * (1 / flat) ** 0.5
+  weights["bias"] = jnp.zeros(10)
+  optimizer = optax.adam(3e-3)
+
+  @jax.jit
+  def step(weights, state, x, y, key):
+    start = ball.random_start(jax.random.split(key, len(x)), x, eps, "linf")
+    wrong = lambda x: base.cross_entropy(logits(weights, x), y)  # noqa: E731
+    x = pgd.ascend(wrong, x, start, eps=eps, step=eps / 2, steps=5)
+    loss = lambda w: base.cross_entropy(logits(w, x), y).mean()  # noqa: E731
+    updates, state = optimizer.update(jax.grad(loss)(weights), state)
+    return optax.apply_updates(weights, updates), state
+
+  state, draw = optimizer.init(weights), np.random.default_rng(0)
+  for number in range(steps):
+    rows = draw.integers(0, len(images), 128)
+    key = jax.random.fold_in(jax.random.key(1), number)
+    weights, state = step(weights, state, images[rows], labels[rows], key)
+  return weights
+
+
+def twin(weights: Any) -> Any:
+  """The same network in PyTorch, on [B, C, H, W]."""
+  import torch
+
+  class Twin(torch.nn.Module):
+    def __init__(self):
+      super().__init__()
+      fan, layers = 1, []
+      for kernel, bias in weights["convs"]:
+        conv = torch.nn.Conv2d(fan, kernel.shape[-1], 3, 2, 1)
+        conv.weight.data = torch.tensor(np.asarray(kernel).transpose(3, 2, 0, 1))
+        conv.bias.data = torch.tensor(np.asarray(bias))
+        layers += [conv, torch.nn.ReLU()]
+        fan = kernel.shape[-1]
+      dense = torch.nn.Linear(*weights["dense"].shape)
+      dense.weight.data = torch.tensor(np.asarray(weights["dense"]).T.copy())
+      dense.bias.data = torch.tensor(np.asarray(weights["bias"]))
+      self.layers = torch.nn.Sequential(*layers, torch.nn.Flatten(), dense)
+
+    def forward(self, images):
+      return self.layers(images)
+
+  return Twin().eval()
+
+
+def theirs(name: str, model: Any, eps: float, seed: int) -> Any:
+  import torchattacks as ta
+
+  own = {"eps": eps, "seed": seed}
+  return {
+    "fgsm": lambda: ta.FGSM(model, eps=eps),
+    "pgd-20": lambda: ta.PGD(model, eps=eps, alpha=2.5 * eps / 20, steps=20),
+    "apgd-ce": lambda: ta.APGD(model, steps=100, **own),
+    "apgd-t": lambda: ta.APGDT(model, steps=100, n_classes=10, **own),
+    "fab-t": lambda: ta.FAB(model, steps=100, multi_targeted=True, n_classes=10, **own),
+    "square": lambda: ta.Square(model, n_queries=5000, **own),
+    "autoattack": lambda: ta.AutoAttack(model, norm="Linf", n_classes=10, **own),
+  }[name]()
+
+
+def ours_left(name: str, apply: Any, images: Any, labels: Any, eps: float, seed: int) -> Any:
+  keys = jax.random.split(jax.random.key(seed), len(images))
+  changed = named.make(name, "linf", eps)(apply, jnp.asarray(images), jnp.asarray(labels), keys)
+  away = float(jnp.abs(changed - images).max())
+  assert away <= eps + 1e-6, f"{name} left the ball: {away}"
+  return np.asarray(base.logits_of(apply, changed)).argmax(-1) == labels
+
+
+def theirs_left(name: str, model: Any, images: Any, labels: Any, eps: float, seed: int) -> Any:
+  import torch
+
+  torch.set_num_threads(1)
+  torch.manual_seed(seed)
+  x, y = torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(labels).long()
+  changed = theirs(name, model, eps, seed)(x, y)
+  with torch.no_grad():
+    return (model(changed).argmax(1) == y).numpy()
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--images", type=int, default=200)
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--eps", type=float, default=0.15)
+  parser.add_argument("--steps", type=int, default=600, help="of the adversarial training")
+  parser.add_argument("--names", default=",".join(NAMES))
+  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/bench"))
+  options = parser.parse_args()
+  dataset = sources.load("digits", None, 0, 197.0, 500.0)
+  pixels = [np.float32(part.images) / 255 for part in (dataset.train, dataset.test)]
+  weights = trained(pixels[0], dataset.train.labels, options.eps, options.steps)
+  images, labels = pixels[1][: options.images], dataset.test.labels[: options.images]
+  apply, model = jax.tree_util.Partial(logits, weights), twin(weights)
+  clean = float((np.asarray(apply(images)).argmax(-1) == labels).mean())
+  report: dict[str, Any] = {"schema": 1, **measure.context(), "clean": clean, "cells": []}
+  report["settings"] = {k: str(v) for k, v in vars(options).items() if k != "out"}
+  path = options.out / measure.slug() / "attacks.json"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  table = Table("attack", "ours", "theirs", "both differ on", "seconds ours", "theirs")
+  for name in options.names.split(","):
+    cell: dict[str, Any] = {"attack": name, "ours": [], "theirs": [], "differ": []}
+    spent = {"ours": [], "theirs": []}
+    for seed in range(options.seeds):
+      found = {}
+      for who, asked, network in (
+        ("ours", ours_left, apply), ("theirs", theirs_left, model),
+      ):  # fmt: skip
+        began = time.monotonic()
+        found[who] = asked(name, network, images, labels, options.eps, seed)
+        spent[who].append(time.monotonic() - began)
+        cell[who].append(float(found[who].mean()))
+      cell["differ"].append(int((found["ours"] != found["theirs"]).sum()))
+    cell |= {f"seconds_{who}": float(np.median(times)) for who, times in spent.items()}
+    report["cells"].append(cell)
+    shown = (" ".join(f"{100 * v:.1f}" for v in cell[who]) for who in ("ours", "theirs"))
+    times = (f"{cell[f'seconds_{who}']:.1f}" for who in ("ours", "theirs"))
+    table.add_row(name, *shown, str(cell["differ"]), *times)
+    write_json(path, report)
+  Console().print(f"clean {100 * clean:.1f} %", table, str(path))
+
+
+if __name__ == "__main__":
+  main()
