@@ -9,8 +9,11 @@ from rkd_jax.errors import UserError, nearest
 
 # kind -> (what a file of it defines, files of the folder that are not such parts)
 KINDS = {
-  "methods": ("Method", {"attack", "base", "features", "views"}),
-  "models": ("Model", {"connector", "layers", "network", "norm", "size"}),
+  "methods": (
+    "Method",
+    {"attack", "base", "datafree", "features", "retrospection", "vaccine", "views"},
+  ),
+  "models": ("Model", {"connector", "generator", "layers", "network", "norm", "size"}),
   "backdoors": ("Backdoor", {"base", "learned", "plans", "poison"}),
 }
 

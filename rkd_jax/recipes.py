@@ -47,6 +47,24 @@ def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
   return phases
 
 
+def abd(setup: Setup, *, rounds: int = 20, **fields: Any) -> Phases:
+  """A vaccinated student, data-free, then the same trained on under self-retrospection.
+
+  Args:
+    rounds: of the second phase, >= 1.
+  """
+  if rounds < 1:
+    raise UserError(f"abd.rounds is {rounds}; it must be at least 1.")
+  stages = [make_method({"name": "abd", **fields, "stage": s}) for s in ("vaccine", "retrospection")]
+  first = setup.student("vaccinated", stages[0], {})
+  phase = setup.phase(
+    "student", stages[1], stages[1].part, "student",
+    {"teacher": setup.teacher, **{name: first[name] for name in stages[0].base.delivers}},
+    train={"steps": rounds},
+  )  # fmt: skip
+  return {"vaccinated": first, "student": phase}
+
+
 # Repairs: the teacher first, then any method from the repaired one.
 
 
@@ -135,7 +153,7 @@ def detoxified(setup: Setup, spec: Spec) -> tuple[Phases, dict[str, Delivery]]:
 
 
 REPAIRS = {"finetune": finetune, "ft_sam": ft_sam, "nad": nad, "bcu": bcu}
-RECIPES: dict[str, Callable[..., Phases]] = {"none": none, "agreement": agreement, **REPAIRS}
+RECIPES: dict[str, Callable[..., Phases]] = {"none": none, "agreement": agreement, "abd": abd, **REPAIRS}
 # name -> (setup, fields) -> (phases, {role: Delivery} for whoever uses the method)
 GROUNDWORK: dict[str, Callable[[Setup, Spec], tuple[Phases, dict[str, Delivery]]]] = {
   "robustkd": detoxified
