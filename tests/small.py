@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "contracts"))  # the toys
 from toys import tiny
 
 from rkd_jax.data.augment import Augment
-from rkd_jax.data.stream import Resident, Rows, Streamed
+from rkd_jax.data.stream import Nothing, Resident, Rows, Streamed
 from rkd_jax.methods.base import Bound, Method
 from rkd_jax.models.network import Outputs
 from rkd_jax.training import checkpoint, loop, sharding, start, update
@@ -60,7 +60,9 @@ class Small:
     self.mesh = sharding.make_mesh(self.devices)
     self.roles = self.method.roles(self.networks)
     put = lambda tree: sharding.replicate(self.mesh, tree)  # noqa: E731
-    if self.streamed:
+    if self.method.part == "nothing":
+      self.stream = Nothing(self.batch, self.method.trains().get("rounds_per_epoch", 2), 7, put)
+    elif self.streamed:
       spread = lambda tree: sharding.spread(self.mesh, tree)  # noqa: E731
       share = jax.process_index(), jax.process_count()
       self.stream = Streamed(self.rows, self.batch, 7, put, spread, self.backdoor, share=share)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
+from flax import traverse_util
 
 from rkd_jax import losses
 from rkd_jax.errors import UserError, check_range
@@ -66,6 +68,29 @@ class DataFree(base.Method):
   ) -> jax.Array:
     """float[count, H, W, C]: images as the student is taught on, in [0, 1]."""
     raise NotImplementedError(f"{type(self)} invents no images")
+
+
+def imbalance(logits: jax.Array) -> jax.Array:
+  """-H of the batch's mean answer, in nats: least where all classes are said equally often."""
+  mean = jax.nn.softmax(logits).mean(0)
+  return (mean * jnp.log(mean + 1e-12)).sum()
+
+
+def statistics_gap(teacher: base.Bound, outputs: Any) -> jax.Array:
+  """Mean over BatchNorms of |batch mean - running mean| + |batch var - running var|, l_2 norms.
+
+  DeepInversion (Yin et al. 2020, arXiv:1912.08795), eq. 4, which has the sum.
+
+  Args:
+    outputs: the teacher's on the images, with its BatchNorms' inputs captured.
+  """
+  known = traverse_util.flatten_dict(dict(teacher.variables["batch_stats"]), sep="/")
+  gaps = []
+  for path, inputs in outputs.bn.items():
+    axes = tuple(range(inputs.ndim - 1))
+    for found, name in ((inputs.mean(axes), "mean"), (inputs.var(axes), "var")):
+      gaps.append(jnp.sqrt(jnp.square(found - known[f"{path}/{name}"]).sum() + 1e-12))
+  return 2 * jnp.stack(gaps).mean()
 
 
 def generates(method: base.Method) -> bool:

@@ -28,6 +28,10 @@ class Method(datafree.DataFree):
 
   Attributes:
     attention: weight of attention transfer (`losses.attention_transfer`), summed over the stages.
+    balance: of -H(mean answer), with which the generator covers all classes (DAFL, Chen et al. 2019,
+      eq. 5); published: 0. A few hundred rounds need it.
+    statistics: of the gap to the teacher's BatchNorm statistics (DeepInversion, Yin et al. 2020,
+      eq. 4), which keeps its images near what the teacher saw; published: 0.
     students: steps of the student a round.
     noise: numbers that an image is made from.
     width: of the generator.
@@ -37,6 +41,8 @@ class Method(datafree.DataFree):
 
   reduction: str = "mean"
   attention: float = 250.0
+  balance: float = 0.0
+  statistics: float = 0.0
   students: int = 10
   noise: int = 100
   width: int = 64
@@ -46,7 +52,8 @@ class Method(datafree.DataFree):
 
   def __post_init__(self):
     super().__post_init__()
-    check_range("zskt.attention", self.attention, 0, 1e6)
+    for field in ("attention", "balance", "statistics"):
+      check_range(f"zskt.{field}", getattr(self, field), 0, 1e6)
     for field in ("students", "noise"):
       check_range(f"zskt.{field}", getattr(self, field), 1, 10**5)
 
@@ -59,7 +66,9 @@ class Method(datafree.DataFree):
     teacher, student = roles["teacher"].module, roles["student"].module
     if self.attention:
       check_stages(teacher, student)
-    generator = Generator(teacher.image_shape, self.width)
+    if self.statistics:
+      datafree.require_norms("zskt.statistics", teacher)
+    generator = Generator(teacher.image_shape, self.width, teacher.mean, teacher.std)
     rates = ADAM | {"learning_rate": self.student_rate}
     roles["student"] = dataclasses.replace(roles["student"], optimizer=rates)
     rates = ADAM | {"learning_rate": self.generator_rate}
@@ -88,9 +97,7 @@ class Method(datafree.DataFree):
     images = self.images(player, variables, state, batch, key)
     outputs, stats = variables["student"](images, train=True, key=key)
     if player == "generator":
-      answer = variables["teacher"](images, train=False)[0].logits
-      value = self.divergence(answer, outputs.logits)
-      return {"adversarial": (-value, jnp.ones_like(value))}, base.Aux()
+      return self._seeking(variables["teacher"], images, outputs.logits), base.Aux()
     value, same = self.divergence(batch["answer"], outputs.logits), jnp.ones(len(images))
     agree = (outputs.logits.argmax(-1) == batch["answer"].argmax(-1)).astype(value.dtype)
     terms = {"kl": (value, same)}
@@ -99,6 +106,17 @@ class Method(datafree.DataFree):
       apart = sum(jnp.square(losses.attention_map(own) - known).mean(-1) for own, known in gaps)
       terms["attention"] = (self.attention * apart, same)
     return terms, base.Aux(batch_stats={"student": stats}, metrics={"agreement": agree})
+
+  def _seeking(self, teacher, images, logits):
+    """The generator's terms."""
+    answer = teacher(images, train=False, capture=bool(self.statistics))[0]
+    value = self.divergence(answer.logits, logits)
+    terms = {"adversarial": (-value, jnp.ones_like(value))}
+    if self.balance:
+      terms["balance"] = self.balance * datafree.imbalance(answer.logits)
+    if self.statistics:
+      terms["statistics"] = self.statistics * datafree.statistics_gap(teacher, answer)
+    return terms
 
   def invent(self, key, variables, state, count):
     return variables["generator"](jax.random.normal(key, (count, self.noise)))

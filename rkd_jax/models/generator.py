@@ -28,12 +28,14 @@ class Generator(nn.Module):
   Attributes:
     image_shape: (H, W, C), H and W multiples of 4.
     width: channels of the last hidden layer; the others have twice as many.
-    last_norm: a batch normalisation before the sigmoid (ZSKT has one, CMI none).
+    mean, std: per channel, what pixels have at first, about; ZSKT's begin with those of the data,
+      and a teacher's are known from its normalisation. (): no last normalisation (CMI has none).
   """
 
   image_shape: tuple[int, int, int]
   width: int = 64
-  last_norm: bool = True
+  mean: tuple[float, ...] = ()
+  std: tuple[float, ...] = ()
 
   def __post_init__(self):
     height, width = self.image_shape[:2]
@@ -55,8 +57,12 @@ class Generator(nn.Module):
       x = nn.Conv(hidden, (3, 3), name=f"conv{place}")(doubled(x))
       x = nn.leaky_relu(BatchNormed(name=f"norm{place}")(x), 0.2)
     x = nn.Conv(channels, (3, 3), name="conv3")(x)
-    x = BatchNormed(name="norm3")(x) if self.last_norm else x
-    return nn.sigmoid(x)
+    if not self.mean:
+      return nn.sigmoid(x)
+    mean, std = jnp.clip(jnp.asarray([self.mean, self.std]), 0.01, 0.99)
+    slope, start = std / (mean * (1 - mean)), jnp.log(mean / (1 - mean))  # of the sigmoid there
+    shape = (1, 1, 1, channels)
+    return nn.sigmoid(slope.reshape(shape) * BatchNormed(name="norm3")(x) + start.reshape(shape))
 
 
 class BatchNormed(nn.Module):
