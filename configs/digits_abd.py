@@ -31,9 +31,11 @@ def get_config(arg: str | None = None) -> Config:
   config.data.update({"name": "digits", "holdout": 197.0, "test": 500.0})
   config.backdoor, config.labels, config.contamination = trigger, 0.0, 0.0
   config.teacher.epochs = 8
-  config.student.update({"steps": 300, "rounds_per_epoch": 50})
+  config.student.update({"steps": 200, "rounds_per_epoch": 25})
   config.clean_teacher_seeds = 1
   config.methods = ("zskt", "abd")
-  # abd later
-  config.method.zskt.width = 32
+  # A few hundred rounds in place of 80,000: the generator is told what its images must be like.
+  config.method.zskt.update({"width": 32, "balance": 1.0, "statistics": 1.0})
+  config.method.zskt.update({"reduction": "batchmean", "attention": 100.0})
+  config.method.abd.update({"reduction": "batchmean", "penalty": 1.0, "skip": 5, "window": 10})
   return config

@@ -143,3 +143,18 @@ def close(a, b, rtol: float = 1e-6, atol: float = 1e-6) -> None:
   """Two trees agree."""
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(jax.device_get(x), jax.device_get(y), rtol=rtol, atol=atol)
+
+
+class Killed(Exception):  # noqa: N818 (what befalls a process)
+  """The phase is gone in the middle of everything."""
+
+
+def killed(phase: Small, directory: pathlib.Path, step: int) -> None:
+  """Trains the phase and lets it die where it would log this step: its last checkpoint is older."""
+
+  def die(at: int, metrics: Any) -> None:
+    if at >= step:
+      raise Killed
+
+  with contextlib.suppress(Killed):
+    phase.train(directory, loop.Hooks(log=die))
