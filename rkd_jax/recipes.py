@@ -55,14 +55,16 @@ def abd(setup: Setup, *, rounds: int = 20, **fields: Any) -> Phases:
   """
   if rounds < 1:
     raise UserError(f"abd.rounds is {rounds}; it must be at least 1.")
-  stages = [make_method({"name": "abd", **fields, "stage": s}) for s in ("vaccine", "retrospection")]
-  first = setup.student("vaccinated", stages[0], {})
-  phase = setup.phase(
-    "student", stages[1], stages[1].part, "student",
-    {"teacher": setup.teacher, **{name: first[name] for name in stages[0].base.delivers}},
-    train={"steps": rounds},
-  )  # fmt: skip
-  return {"vaccinated": first, "student": phase}
+  spec = {"name": "abd", **fields}
+  method = make_method({**spec, "stage": "vaccine"})
+  first = setup.student("vaccinated", method, {})
+  given = {name: first[name] for name in method.base.delivers}
+  last = make_method({**spec, "stage": "retrospection"})
+  given, train = {"teacher": setup.teacher, **given}, {**last.trains(), "steps": rounds}
+  return {
+    "vaccinated": first,
+    "student": setup.phase("student", last, last.part, "student", given, train=train),
+  }
 
 
 # Repairs: the teacher first, then any method from the repaired one.
@@ -153,7 +155,8 @@ def detoxified(setup: Setup, spec: Spec) -> tuple[Phases, dict[str, Delivery]]:
 
 
 REPAIRS = {"finetune": finetune, "ft_sam": ft_sam, "nad": nad, "bcu": bcu}
-RECIPES: dict[str, Callable[..., Phases]] = {"none": none, "agreement": agreement, "abd": abd, **REPAIRS}
+PLAIN = {"none": none, "agreement": agreement, "abd": abd}
+RECIPES: dict[str, Callable[..., Phases]] = {**PLAIN, **REPAIRS}
 # name -> (setup, fields) -> (phases, {role: Delivery} for whoever uses the method)
 GROUNDWORK: dict[str, Callable[[Setup, Spec], tuple[Phases, dict[str, Delivery]]]] = {
   "robustkd": detoxified

@@ -99,7 +99,8 @@ class Method(pooled.Pooled):
     terms: dict[str, Any] = {"ce": (value, ones)}
     terms["statistics"] = self.statistics * datafree.statistics_gap(variables["teacher"], outputs)
     terms["adversarial"] = (-self.adversarial * self._unknown(variables, images, outputs), ones)
-    terms["contrast"] = (self.contrast * self._contrast(variables, state, images, outputs, key), ones)
+    apart = self._contrast(variables, state, images, outputs, key)
+    terms["contrast"] = (self.contrast * apart, ones)
     whole = sum(t[0].mean() if isinstance(t, tuple) else t for t in terms.values())
     state = self.kept(state, images, jnp.asarray(whole), step)
     bank = remembered(state["bank"], jax.lax.stop_gradient(outputs.embedding), step)

@@ -62,7 +62,8 @@ class Pooled(datafree.DataFree):
     return {"pool": jnp.zeros((self.pool, *shape)), "best": jnp.float32(jnp.inf)}
 
   def batch(self, key, variables, state, batch, step):
-    labels = jax.random.randint(key, state["pool"].shape[1:2], 0, variables["teacher"].module.classes)
+    size, classes = state["pool"].shape[1], variables["teacher"].module.classes
+    labels = jax.random.randint(key, (size,), 0, classes)
     best = jnp.full_like(state["best"], jnp.inf)
     return {"label": labels, "round": step}, {**state, "best": best}
 
@@ -83,7 +84,8 @@ class Pooled(datafree.DataFree):
 
   def images(self, player, variables, state, batch, key):
     if player == "student":
-      return self.drawn(jax.random.fold_in(key, 1), state, state["pool"].shape[1], batch["round"] + 1)
+      size, key = state["pool"].shape[1], jax.random.fold_in(key, 1)
+      return self.drawn(key, state, size, batch["round"] + 1)
     return self.made(variables)
 
   def made(self, variables) -> jax.Array:

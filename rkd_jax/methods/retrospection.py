@@ -11,7 +11,6 @@ small random pattern.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp

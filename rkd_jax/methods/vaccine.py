@@ -27,8 +27,7 @@ def kernels(network: Any, layers: int) -> tuple[Path, ...]:
   Raises:
     UserError: the network has fewer (a ViT has its patch embedding alone).
   """
-  shapes = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0))["params"])
-  found = [path for path in network.convs if shapes[path].shape[-2] > 1]
+  found = readers(network)
   if len(found) < layers or len(network.convs) < 2:
     raise UserError(
       f"abd shuffles the input channels of the teacher's last {layers} convolutions, and this "
@@ -36,6 +35,12 @@ def kernels(network: Any, layers: int) -> tuple[Path, ...]:
       "Lower abd.layers, or choose a convolutional teacher."
     )
   return tuple(found[len(found) - layers :])
+
+
+def readers(network: Any) -> list[Path]:
+  """Paths in params of all convolutions that read more than one channel, in forward order."""
+  shapes = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0))["params"])
+  return [path for path in network.convs if shapes[path].shape[-2] > 1]
 
 
 def draw(key: jax.Array, network: Any, layers: int, count: int) -> dict[str, jax.Array]:
@@ -72,9 +77,7 @@ def suspicious(logits: jax.Array, shuffled: jax.Array) -> jax.Array:
   return (logits.argmax(-1) == shuffled.argmax(-1)).astype(logits.dtype)
 
 
-def divergence(
-  logits: jax.Array, shuffled: jax.Array, direction: str, reduction: str
-) -> jax.Array:
+def divergence(logits: jax.Array, shuffled: jax.Array, direction: str, reduction: str) -> jax.Array:
   """How far the shuffled teacher's answer is from its own, float[B].
 
   Args:

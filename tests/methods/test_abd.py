@@ -9,7 +9,7 @@ import pytest
 import small
 from flax import traverse_util
 
-from rkd_jax import losses, lookup
+from rkd_jax import lookup, losses
 from rkd_jax.errors import UserError
 from rkd_jax.methods import abd, kd, ood, retrospection, vaccine, zskt
 from rkd_jax.methods.base import Bound
@@ -51,9 +51,7 @@ def test_shuffling_reorders_the_inputs_of_its_kernels_and_nothing_else():
   net, drawn = teacher(), orders()
   for copy, order in enumerate(drawn["conv2/kernel"]):
     before = traverse_util.flatten_dict(dict(net.variables), sep="/")
-    after = traverse_util.flatten_dict(
-      dict(vaccine.shuffled(net, drawn, copy).variables), sep="/"
-    )
+    after = traverse_util.flatten_dict(dict(vaccine.shuffled(net, drawn, copy).variables), sep="/")
     for name, leaf in before.items():
       kernel = np.asarray(leaf)
       wanted = kernel[:, :, order] if name == "params/conv2/kernel" else kernel
@@ -156,7 +154,8 @@ def test_a_vaccine_is_checked_redrawn_and_switched_on():
   flat = jnp.ones(32)
   states = judged(method, [TAIL, flat, flat, flat, TAIL, flat])
   assert [float(s["on"]) for s in states] == [0, 0, 0, 0, 0, 1, 1]
-  assert [int(s["tried"]) for s in states] == [0, 0, 0, 1, 1, 2, 2]  # the first turn is not looked at
+  # the first turn is not looked at
+  assert [int(s["tried"]) for s in states] == [0, 0, 0, 1, 1, 2, 2]
   assert float(states[3]["ratio"]) == 0 and float(states[5]["ratio"]) == pytest.approx(1 / 64)
   names = [np.asarray(s["orders"]["conv2/kernel"]).tolist() for s in states]
   assert names[0] == names[2] != names[3] == names[6]
