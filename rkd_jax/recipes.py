@@ -58,7 +58,7 @@ def abd(setup: Setup, *, rounds: int = 20, **fields: Any) -> Phases:
   spec = {"name": "abd", **fields}
   method = make_method({**spec, "stage": "vaccine"})
   first = setup.student("vaccinated", method, {})
-  given = {name: first[name] for name in method.base.delivers}
+  given = {name: first[name] for name in method.delivers if name != "vaccine"}
   last = make_method({**spec, "stage": "retrospection"})
   given, train = {"teacher": setup.teacher, **given}, {**last.trains(), "steps": rounds}
   return {

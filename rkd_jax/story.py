@@ -237,7 +237,8 @@ class Interview:
     self, pool: tuple[np.ndarray, np.ndarray], kept: dict[str, Any], choices: dict[Any, Any]
   ) -> dict[str, np.ndarray]:
     """predictions/seed<k>.npz: all that this seed's cells are computed from, and what chose its
-    strengths; of the first seed also examples.npz, analysis.npz and, without data, synthetic.npz."""
+    strengths; of the first seed also examples.npz, analysis.npz and, where images were invented,
+    synthetic.npz."""
     arrays = {"labels": self.truth.labels, "goals": self.truth.goals}
     for name, answers in self.answers.items():
       arrays |= {f"{name}:clean": answers.clean, f"{name}:triggered": answers.triggered}

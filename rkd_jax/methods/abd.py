@@ -83,6 +83,7 @@ class Method(base.Plugin):
   detach: bool = True
   weight: float = 1.0
   student_rate: float = 5e-4
+  base: datafree.DataFree = dataclasses.field(kw_only=True)  # type: ignore[assignment]
   nested: ClassVar = {"base": "zskt"}
 
   def __post_init__(self):
@@ -147,7 +148,7 @@ class Method(base.Plugin):
     key = jax.random.fold_in(self.own(key), trial)
     return vaccine.draw(key, teacher, self.layers, self.teachers)
 
-  def examined(self, key, variables, known: base.Tree, distances: jax.Array) -> base.Tree:
+  def examined(self, key, variables, known: dict[str, Any], distances: jax.Array) -> dict[str, Any]:
     """The vaccine's state after a turn whose images lie so far from their shuffled answers."""
     turn, seen = known["turn"], known["seen"]
     row = jnp.where(turn < 0, self.window, turn)  # out of range: not counted

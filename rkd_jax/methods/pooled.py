@@ -1,4 +1,4 @@
-"""What methods share that first make a batch of images by many steps, then teach from a pool of them.
+"""What methods share that make a batch of images by many steps, then teach from a pool of such.
 
 The pool is a ring of batches in the method's state: with it in the checkpoint a run that was killed
 goes on byte for byte, which images in a folder would not give. It is kept small for that reason.

@@ -1,4 +1,4 @@
-"""The Shuffling Vaccine (ABD, Hong et al. 2023, arXiv:2306.02368): which images lean on few channels.
+"""The Shuffling Vaccine (Hong et al. 2023, arXiv:2306.02368): which images lean on few channels?
 
 A backdoor is a shortcut through a few channels. A teacher whose last convolutions read their input
 channels in another order forgets what needs many channels at once, and keeps what needs few: an
@@ -27,7 +27,7 @@ def kernels(network: Any, layers: int) -> tuple[Path, ...]:
   Raises:
     UserError: the network has fewer (a ViT has its patch embedding alone).
   """
-  found = readers(network)
+  found = list(readers(network))
   if len(found) < layers or len(network.convs) < 2:
     raise UserError(
       f"abd shuffles the input channels of the teacher's last {layers} convolutions, and this "
@@ -37,26 +37,28 @@ def kernels(network: Any, layers: int) -> tuple[Path, ...]:
   return tuple(found[len(found) - layers :])
 
 
-def readers(network: Any) -> list[Path]:
-  """Paths in params of all convolutions that read more than one channel, in forward order."""
-  shapes = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0))["params"])
-  return [path for path in network.convs if shapes[path].shape[-2] > 1]
+def readers(network: Any) -> dict[Path, int]:
+  """{path in params: how many channels it reads} of all convolutions that read more than one, in
+  forward order."""
+  params = jax.eval_shape(network.init, jax.random.key(0))["params"]
+  shapes: dict[Path, Any] = traverse_util.flatten_dict(dict(params))
+  read = {path: shapes[path].shape[-2] for path in network.convs}
+  return {path: channels for path, channels in read.items() if channels > 1}
 
 
 def draw(key: jax.Array, network: Any, layers: int, count: int) -> dict[str, jax.Array]:
   """{kernel: int32[count, channels]}: an independent permutation for every copy and kernel."""
-  shapes = traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0))["params"])
-  drawn = {}
+  drawn, read = {}, readers(network)
   for place, path in enumerate(kernels(network, layers)):
     keys = jax.random.split(jax.random.fold_in(key, place), count)
-    channels = shapes[path].shape[-2]
-    drawn["/".join(path)] = jax.vmap(lambda k, c=channels: jax.random.permutation(k, c))(keys)
+    permuted = functools.partial(jax.random.permutation, x=read[path])
+    drawn["/".join(path)] = jax.vmap(permuted)(keys)
   return drawn
 
 
 def shuffled(teacher: Bound, permutations: Mapping[str, jax.Array], copy: int) -> Bound:
   """The teacher whose kernels read their inputs in the order of this copy: w <- w[:, :, order]."""
-  params = traverse_util.flatten_dict(teacher.params)
+  params: dict[Path, Any] = traverse_util.flatten_dict(dict(teacher.params))
   for name, orders in permutations.items():
     path = tuple(name.split("/"))
     params[path] = jnp.take(params[path], orders[copy], axis=-2)

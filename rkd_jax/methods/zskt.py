@@ -6,7 +6,7 @@ images, and what the teacher says of them, are the same in all ten, so they are 
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ class Method(datafree.DataFree):
 
   Attributes:
     attention: weight of attention transfer (`losses.attention_transfer`), summed over the stages.
-    balance: of -H(mean answer), with which the generator covers all classes (DAFL, Chen et al. 2019,
-      eq. 5); published: 0. A few hundred rounds need it.
+    balance: of -H(mean answer), with which the generator covers all classes (DAFL, Chen et al.
+      2019, eq. 5); published: 0. A few hundred rounds need it.
     statistics: of the gap to the teacher's BatchNorm statistics (DeepInversion, Yin et al. 2020,
       eq. 4), which keeps its images near what the teacher saw; published: 0.
     students: steps of the student a round.
@@ -100,7 +100,7 @@ class Method(datafree.DataFree):
       return self._seeking(variables["teacher"], images, outputs.logits), base.Aux()
     value, same = self.divergence(batch["answer"], outputs.logits), jnp.ones(len(images))
     agree = (outputs.logits.argmax(-1) == batch["answer"].argmax(-1)).astype(value.dtype)
-    terms = {"kl": (value, same)}
+    terms: dict[str, Any] = {"kl": (value, same)}
     if self.attention:
       gaps = zip(outputs.features.values(), batch["maps"], strict=True)
       apart = sum(jnp.square(losses.attention_map(own) - known).mean(-1) for own, known in gaps)
@@ -111,7 +111,7 @@ class Method(datafree.DataFree):
     """The generator's terms."""
     answer = teacher(images, train=False, capture=bool(self.statistics))[0]
     value = self.divergence(answer.logits, logits)
-    terms = {"adversarial": (-value, jnp.ones_like(value))}
+    terms: dict[str, Any] = {"adversarial": (-value, jnp.ones_like(value))}
     if self.balance:
       terms["balance"] = self.balance * datafree.imbalance(answer.logits)
     if self.statistics:

@@ -1,8 +1,8 @@
 """report.html: what a run found, on one page that asks nothing of the network.
 
 Made from the files of the run's folder alone (results.json, predictions/, examples.npz,
-analysis.npz, synthetic.npz, the phases' metrics), so it can be made again at any time, on any machine. All but
-results.json may be missing: then what they hold is not shown.
+analysis.npz, synthetic.npz, the phases' metrics), so it can be made again at any time, on any
+machine. All but results.json may be missing: then what they hold is not shown.
 """
 
 import os

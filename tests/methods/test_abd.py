@@ -218,7 +218,7 @@ def psi(params, images, delta, marked, detach=True):
 
 @pytest.mark.parametrize("terms", [0, 1, 5, 200])
 def test_the_hyper_gradient_is_that_of_brute_force(double, terms):
-  """grad psi + J_theta^T sum_{k<=K} (J_delta^T)^k g, with whole Jacobians; at last the exact solve."""
+  """grad psi + J_theta^T sum_{k<=K} (J_delta^T)^k g by whole Jacobians; at last the exact solve."""
   params, images, delta, marked = double
   phi = retrospection.inner(losses.kl_divergence, rate=0.1, decay=4.0)
 

@@ -99,9 +99,9 @@ def test_bad_input_is_refused():
   for method in (cmi.Method(), deep_inversion.Method()):
     with pytest.raises(UserError, match="has none"):
       method.roles({"teacher": seer, "student": seer})
-  with pytest.raises(UserError, match="cmi.sharpness"):
+  with pytest.raises(UserError, match=r"cmi\.sharpness"):
     cmi.Method(sharpness=0.0)
-  with pytest.raises(UserError, match="deep_inversion.pool"):
+  with pytest.raises(UserError, match=r"deep_inversion\.pool"):
     deep_inversion.Method(pool=0)
 
 
