@@ -9,8 +9,14 @@ from rkd_jax.errors import UserError, nearest
 
 # kind -> (what a file of it defines, files of the folder that are not such parts)
 KINDS = {
-  "methods": ("Method", {"attack", "base", "features", "robust", "views"}),
-  "models": ("Model", {"connector", "layers", "network", "norm", "size"}),
+  "methods": (
+    "Method",
+    {
+      *("attack", "base", "datafree", "features", "pooled", "retrospection", "robust"),
+      *("vaccine", "views"),
+    },
+  ),
+  "models": ("Model", {"connector", "generator", "layers", "network", "norm", "size"}),
   "backdoors": ("Backdoor", {"base", "learned", "plans", "poison"}),
 }
 

@@ -47,6 +47,26 @@ def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
   return phases
 
 
+def abd(setup: Setup, *, rounds: int = 20, **fields: Any) -> Phases:
+  """A vaccinated student, data-free, then the same trained on under self-retrospection.
+
+  Args:
+    rounds: of the second phase, >= 1.
+  """
+  if rounds < 1:
+    raise UserError(f"abd.rounds is {rounds}; it must be at least 1.")
+  spec = {"name": "abd", **fields}
+  method = make_method({**spec, "stage": "vaccine"})
+  first = setup.student("vaccinated", method, {})
+  given = {name: first[name] for name in method.delivers if name != "vaccine"}
+  last = make_method({**spec, "stage": "retrospection"})
+  given, train = {"teacher": setup.teacher, **given}, {**last.trains(), "steps": rounds}
+  return {
+    "vaccinated": first,
+    "student": setup.phase("student", last, last.part, "student", given, train=train),
+  }
+
+
 # Repairs: the teacher first, then any method from the repaired one.
 
 
@@ -135,7 +155,8 @@ def detoxified(setup: Setup, spec: Spec) -> tuple[Phases, dict[str, Delivery]]:
 
 
 REPAIRS = {"finetune": finetune, "ft_sam": ft_sam, "nad": nad, "bcu": bcu}
-RECIPES: dict[str, Callable[..., Phases]] = {"none": none, "agreement": agreement, **REPAIRS}
+PLAIN = {"none": none, "agreement": agreement, "abd": abd}
+RECIPES: dict[str, Callable[..., Phases]] = {**PLAIN, **REPAIRS}
 # name -> (setup, fields) -> (phases, {role: Delivery} for whoever uses the method)
 GROUNDWORK: dict[str, Callable[[Setup, Spec], tuple[Phases, dict[str, Delivery]]]] = {
   "robustkd": detoxified

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rkd_jax import recipes, selection
-from rkd_jax.evaluation import adversarial, analysis, recount
+from rkd_jax.evaluation import adversarial, analysis, recount, synthetic
 from rkd_jax.evaluation.predictions import Questions
 from rkd_jax.evaluation.protocol import Answers, Truth
 from rkd_jax.phases import Phase
@@ -259,7 +259,8 @@ class Interview:
     self, pool: tuple[np.ndarray, np.ndarray], kept: dict[str, Any], choices: dict[Any, Any]
   ) -> dict[str, np.ndarray]:
     """predictions/seed<k>.npz: all that this seed's cells are computed from, and what chose its
-    strengths; of the first seed also examples.npz and analysis.npz."""
+    strengths; of the first seed also examples.npz, analysis.npz and, where images were invented,
+    synthetic.npz."""
     arrays = {"labels": self.truth.labels, "goals": self.truth.goals}
     for name, answers in self.answers.items():
       arrays |= {f"{name}:clean": answers.clean, f"{name}:triggered": answers.triggered}
@@ -281,6 +282,8 @@ class Interview:
     if self.seed == self.runner.config.seeds[0]:
       save_arrays(self.runner.workdir / "examples.npz", self.examples())
       save_arrays(self.runner.workdir / "analysis.npz", self.analysis())
+      if invented := synthetic.arrays(self.networks):
+        save_arrays(self.runner.workdir / "synthetic.npz", invented)
     return arrays
 
   def analysis(self) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "contracts"))  # the toys
 from toys import tiny
 
 from rkd_jax.data.augment import Augment
-from rkd_jax.data.stream import Resident, Rows, Streamed
+from rkd_jax.data.stream import Nothing, Resident, Rows, Streamed
 from rkd_jax.methods.base import Bound, Method
 from rkd_jax.models.network import Outputs
 from rkd_jax.training import checkpoint, loop, sharding, start, update
@@ -60,7 +60,9 @@ class Small:
     self.mesh = sharding.make_mesh(self.devices)
     self.roles = self.method.roles(self.networks)
     put = lambda tree: sharding.replicate(self.mesh, tree)  # noqa: E731
-    if self.streamed:
+    if self.method.part == "nothing":
+      self.stream = Nothing(self.batch, self.method.trains().get("rounds_per_epoch", 2), 7, put)
+    elif self.streamed:
       spread = lambda tree: sharding.spread(self.mesh, tree)  # noqa: E731
       share = jax.process_index(), jax.process_count()
       self.stream = Streamed(self.rows, self.batch, 7, put, spread, self.backdoor, share=share)
@@ -141,3 +143,18 @@ def close(a, b, rtol: float = 1e-6, atol: float = 1e-6) -> None:
   """Two trees agree."""
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(jax.device_get(x), jax.device_get(y), rtol=rtol, atol=atol)
+
+
+class Killed(Exception):  # noqa: N818 (what befalls a process)
+  """The phase is gone in the middle of everything."""
+
+
+def killed(phase: Small, directory: pathlib.Path, step: int) -> None:
+  """Trains the phase and lets it die where it would log this step: its last checkpoint is older."""
+
+  def die(at: int, metrics: Any) -> None:
+    if at >= step:
+      raise Killed
+
+  with contextlib.suppress(Killed):
+    phase.train(directory, loop.Hooks(log=die))

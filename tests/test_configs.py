@@ -2,7 +2,13 @@
 
 import pytest
 
-from configs import ablation_robustkd, cifar10_robustkd, confirm_robustkd
+from configs import (
+  ablation_robustkd,
+  cifar10_abd,
+  cifar10_robustkd,
+  confirm_robustkd,
+  digits_abd,
+)
 from rkd_jax import config as configs
 from rkd_jax import recipes, selection
 from rkd_jax.data.sources import load
@@ -14,6 +20,9 @@ SETTINGS = [
   *((confirm_robustkd, name) for name in confirm_robustkd.SETTINGS),
   *((cifar10_robustkd, f"{pair}-badnets") for pair in cifar10_robustkd.PAIRS),
   (cifar10_robustkd, "s-adba"),
+  *((digits_abd, name) for name in digits_abd.TRIGGERS),
+  *((cifar10_abd, name) for name in cifar10_abd.TRIGGERS),
+  (cifar10_abd, "short-badnets_grid"),
 ]
 
 
@@ -29,7 +38,8 @@ def test_a_setting_is_checked_and_its_methods_have_phases(module, name, digits):
   config = module.get_config(name)
   configs.normalise(config)
   configs.check(config)
-  assert "dose" in name or name in module.__doc__ or module is cifar10_robustkd
+  said = name.removeprefix("short-") in module.__doc__
+  assert "dose" in name or said or module is cifar10_robustkd
   for label, spec in recipes.specs(config).items():
     selection.check(label, spec, 197)
     largest = {path: grid[-1] for path, grid in selection.strengths(spec).items()}
@@ -47,10 +57,14 @@ def test_the_settings_differ_as_they_say():
   assert confirm_robustkd.get_config("latent0").clean_teacher_seeds == -1
   assert round(confirm_robustkd.get_config("dose16").contamination * 1100) == 16
   assert cifar10_robustkd.get_config("s-adba").contamination == 0
+  short, whole = (cifar10_abd.get_config(a) for a in ("short-blended", "blended"))
+  assert short.student.steps < whole.student.steps == 80_000 and short.backdoor == "blended"
   assert cifar10_robustkd.get_config("d-latent").student.network == "resnet-56"
 
 
-@pytest.mark.parametrize("module", [ablation_robustkd, confirm_robustkd, cifar10_robustkd])
+@pytest.mark.parametrize(
+  "module", [ablation_robustkd, confirm_robustkd, cifar10_robustkd, digits_abd, cifar10_abd]
+)
 def test_a_wrong_setting_is_answered_by_what_there_is(module):
   with pytest.raises(UserError, match="There are: "):
     module.get_config("nothing")

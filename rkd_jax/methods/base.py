@@ -177,6 +177,23 @@ class Method:
     """What the frozen roles alone say of the batch; leaves [B, ...]. May be served from a cache."""
     return ()
 
+  def shared(
+    self,
+    player: str,
+    variables: Mapping[str, Any],
+    state: Tree,
+    batch: Batch,
+    targets: Tree,
+    key: jax.Array,
+    step: jax.Array,
+  ) -> Batch:
+    """The batch with what all turns of a player have in common, made once before its first turn.
+
+    Not differentiated. The players before it have had their turns: a student's images come from the
+    generator as it now is, and are the same in each of the student's turns.
+    """
+    return batch
+
   def loss(
     self,
     player: str,
@@ -292,6 +309,10 @@ class Plugin(Method):
 
   def targets(self, frozen, batch, key):
     return self.base.targets(self.seen(frozen), batch, key)
+
+  def shared(self, player, variables, state, batch, targets, key, step):
+    networks = self.seen(variables)
+    return self.base.shared(player, networks, state["base"], batch, targets, key, step)
 
   def loss(self, player, variables, state, batch, targets, key, step):
     networks = self.seen(variables)

@@ -1,8 +1,8 @@
 """report.html: what a run found, on one page that asks nothing of the network.
 
 Made from the files of the run's folder alone (results.json, predictions/, examples.npz,
-analysis.npz, the phases' metrics), so it can be made again at any time, on any machine. All but
-results.json may be missing: then what they hold is not shown.
+analysis.npz, synthetic.npz, the phases' metrics), so it can be made again at any time, on any
+machine. All but results.json may be missing: then what they hold is not shown.
 """
 
 import os
@@ -21,6 +21,7 @@ from rkd_jax.reporting import (
   rerun,
   results,
   section,
+  synthetic,
   table,
   verdict,
 )
@@ -37,6 +38,7 @@ CONTENTS = {  # what may be on the page: its id -> its name
   "images": "Images",
   "variance": "Feature variance",
   "maps": "Embeddings",
+  "synthetic": "Synthetic images",
   "training": "Training",
   "audit": "Audit",
   "exported": "Exported models",
@@ -75,6 +77,7 @@ def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell
     "columns": table.columns(shown),
     "curves": figures.training(workdir, phases, mappings(run.get("costs"))),
     "examples": pictures.examples(workdir / "examples.npz", classes),
+    "synthetic": synthetic.read(workdir / "synthetic.npz"),
     "teachers": mappings(run.get("teachers")),
     "given": page.given(mapping(run.get("given"))),
     "again": rerun.again(run),
@@ -130,6 +133,7 @@ def _contents(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     "images": context["examples"],
     "variance": found.get("variance"),
     "maps": found.get("maps"),
+    "synthetic": context["synthetic"],
     "training": context["curves"],
     "audit": context["audit"],
     "cost": context["cost"],

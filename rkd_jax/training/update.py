@@ -16,13 +16,13 @@ import optax
 
 from rkd_jax.backdoors import poison
 from rkd_jax.data import augment
-from rkd_jax.methods.base import Aux, Batch
+from rkd_jax.methods.base import Aux, Batch, implements
 from rkd_jax.training import sharding
 from rkd_jax.training.state import Program, TrainState
 
 Tree = Any
 # What a phase's random keys are folded with, so that no two uses meet.
-INIT, SURVEY, BATCH, TARGETS, TRIGGER, AUGMENT, TURN = range(7)
+INIT, SURVEY, BATCH, TARGETS, TRIGGER, AUGMENT, TURN, SHARED = range(8)
 
 
 def phase_key(seed: jax.Array, *numbers: jax.Array | int) -> jax.Array:
@@ -157,6 +157,19 @@ def turn(
   )
 
 
+def share(
+  program: Program, player: str, state: TrainState, frozen: Tree, batch: Batch, targets: Tree,
+  seed: jax.Array,
+) -> Batch:  # fmt: skip
+  """The round's batch as the player's turns see it: what they share is computed once for all."""
+  method, key = program.method, phase_key(seed, SHARED, state.step)
+  if not implements(method, "shared"):
+    return batch
+  variables = method.materialize(program.bind({**frozen, **state.roles}))
+  batch = method.shared(player, variables, state.memory, batch, targets, key, state.step)
+  return sharding.split(program.mesh, batch)
+
+
 def climb(params: Tree, grads: Tree, radius: float, adaptive: bool) -> Tree:
   """The point where SAM takes its gradient: params + radius g/|g|; ASAM: + radius p^2 g / |p g|."""
   if adaptive:
@@ -172,19 +185,15 @@ def ended(state: TrainState) -> TrainState:
   return dataclasses.replace(state, step=state.step + 1)
 
 
-def schedule(program: Program) -> list[str]:
-  """The round's turns in order, by player."""
-  return [player for player, often in program.method.turns for _ in range(often)]
-
-
 def one_round(program: Program, state: TrainState, frozen: Tree, source: Tree) -> TrainState:
   """A whole round as one pure function."""
   state, batch, targets = prepare(program, state, frozen, source)
-  number = 0
+  number, seed = 0, source["seed"]
   for player, often in program.method.turns:
+    seen = share(program, player, state, frozen, batch, targets, seed)
 
-    def once(i, state, player=player, first=number):
-      return turn(program, player, state, frozen, batch, targets, source["seed"], first + i)
+    def once(i, state, player=player, first=number, seen=seen):
+      return turn(program, player, state, frozen, seen, targets, seed, first + i)
 
     state = once(0, state) if often == 1 else jax.lax.fori_loop(0, often, once, state)
     number += often
@@ -196,18 +205,24 @@ _prepare = functools.partial(jax.jit, static_argnames="program", donate_argnames
 _turn = functools.partial(jax.jit, static_argnames=("program", "player"), donate_argnames="state")(
   turn
 )
+_share = functools.partial(jax.jit, static_argnames=("program", "player"))(share)
 _ended = functools.partial(jax.jit, donate_argnames="state")(ended)
 
 
 def play_round(program: Program, state: TrainState, frozen: Tree, source: Tree) -> TrainState:
   """One round. `state` is donated; `frozen` never is."""
-  turns = schedule(program)
-  if len(turns) == 1 or program.mesh.devices.flat[0].platform != "cpu":
+  method, number = program.method, 0
+  if sum(often for _, often in method.turns) == 1 or program.mesh.devices.flat[0].platform != "cpu":
     return _round(program, state, frozen, source)
   state, batch, targets = _prepare(program, state, frozen, source)
-  for number, player in enumerate(turns):
-    place = _on_device(program.mesh, number)
-    state = _turn(program, player, state, frozen, batch, targets, source["seed"], place)
+  for player, often in method.turns:
+    seen, seed = batch, source["seed"]
+    if implements(method, "shared"):
+      seen = _share(program, player, state, frozen, batch, targets, seed)
+    for _ in range(often):
+      place = _on_device(program.mesh, number)
+      state = _turn(program, player, state, frozen, seen, targets, seed, place)
+      number += 1
   return _ended(state)
 
 
@@ -222,7 +237,8 @@ def with_metrics(program: Program, state: TrainState, frozen: Tree, source: Tree
   def each_player_once(state: TrainState, frozen: Tree, source: Tree) -> TrainState:
     state, batch, targets = prepare(program, state, frozen, source)
     for player, _ in program.method.turns:
-      state = turn(program, player, state, frozen, batch, targets, source["seed"], jnp.int32(0))
+      seen = share(program, player, state, frozen, batch, targets, source["seed"])
+      state = turn(program, player, state, frozen, seen, targets, source["seed"], jnp.int32(0))
     return state
 
   after = jax.eval_shape(each_player_once, state, frozen, source)

@@ -1,0 +1,61 @@
+"""What methods without data taught their students on, and which of it a shuffled teacher suspects.
+
+Every network is asked with the same shuffled teachers, drawn here: those that a vaccine learned
+against would flatter it. None of it selects anything.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from rkd_jax.methods import vaccine
+from rkd_jax.methods.base import Method, Plugin
+from rkd_jax.methods.datafree import DataFree
+from rkd_jax.training.state import Program
+
+Arrays = dict[str, np.ndarray]
+IMAGES, COPIES, LAYERS = 256, 3, 5
+ENDS = ("/student/poisoned", "/vaccinated/poisoned")
+
+
+def arrays(networks: Mapping[str, Any]) -> Arrays:
+  """{"copies", "<network>:images": uint8[n, H, W, C], ":answers": int32[n], the teacher's classes,
+  ":suspicious": bool[n], ":log10": float32[n], of KL(T || T~) / K}; {} where no one invents.
+
+  Args:
+    networks: {name: `runner.Finished`}.
+  """
+  found: Arrays = {}
+  for name, made in networks.items():
+    method, state = inventor(made.program.method, made.memory)
+    teacher = dict(made.program.modules).get("teacher")
+    layers = min(LAYERS, len(vaccine.readers(teacher))) if teacher else 0
+    if name.endswith(ENDS) and isinstance(method, DataFree) and layers:
+      images, *rest = jax.device_get(_look(made.program, method, made.trees, state, layers))
+      keys = ("answers", "suspicious", "log10")
+      found[f"{name}:images"] = np.round(255 * images).astype(np.uint8)
+      found |= {f"{name}:{key}": array for key, array in zip(keys, rest, strict=True)}
+  return {"copies": np.int32(COPIES), **found} if found else {}  # type: ignore[dict-item]
+
+
+def inventor(method: Method, state: Any) -> tuple[Method, Any]:
+  """The innermost method, and its state."""
+  while isinstance(method, Plugin):
+    method, state = method.base, state["base"]
+  return method, state
+
+
+@functools.partial(jax.jit, static_argnames=("program", "method", "layers"))
+def _look(
+  program: Program, method: DataFree, trees: Any, state: Any, layers: int
+) -> tuple[jax.Array, ...]:
+  variables = program.bind({name: trees[name] for name, _ in program.modules})
+  images = method.invent(jax.random.key(0), variables, state, IMAGES)
+  teacher = variables["teacher"]
+  orders = vaccine.draw(jax.random.key(1), teacher.module, layers, COPIES)
+  own, others = vaccine.answers(teacher, orders, images)
+  distance = vaccine.log10(vaccine.divergence(own, others, "forward", "mean"))
+  return images, own.argmax(-1), vaccine.suspicious(own, others) > 0, distance

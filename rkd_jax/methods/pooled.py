@@ -1,0 +1,106 @@
+"""What methods share that make a batch of images by many steps, then teach from a pool of such.
+
+The pool is a ring of batches in the method's state: with it in the checkpoint a run that was killed
+goes on byte for byte, which images in a folder would not give. It is kept small for that reason.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from rkd_jax.errors import check_range
+from rkd_jax.methods import base, datafree
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled(datafree.DataFree):
+  """A round: steps of the generator that begin anew, the best batch into the pool, then the
+  student's steps on batches drawn from all of the pool.
+
+  Attributes:
+    searches: steps of the generator a round.
+    students: steps of the student a round.
+    pool: batches that are kept.
+    rate: learning rate of the generator's Adam (betas .5, .999).
+  """
+
+  temperature: float = 20.0
+  searches: int = 200
+  students: int = 400
+  pool: int = 64
+  rate: float = 1e-3
+  delivers: ClassVar = {"student": "student"}
+
+  def __post_init__(self):
+    super().__post_init__()
+    for field in ("searches", "students", "pool"):
+      check_range(f"{self.name}.{field}", getattr(self, field), 1, 10**6)
+
+  @property
+  def turns(self):  # type: ignore[override]
+    return (("generator", self.searches), ("student", self.students))
+
+  def trains(self):
+    return {"rounds_per_epoch": 1}  # so that every round begins with a fresh generator
+
+  @property
+  def adam(self):
+    """The generator's optimiser."""
+    rates = {"learning_rate": self.rate, "b1": 0.5, "b2": 0.999}
+    return {"name": "adam", "weight_decay": 0.0, "schedule": "constant"} | rates
+
+  def roles(self, networks):
+    roles = super().roles(networks)
+    datafree.require_norms(self.name, roles["teacher"].module)
+    sgd = {"name": "sgd", "learning_rate": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
+    return {**roles, "student": dataclasses.replace(roles["student"], optimizer=sgd)}
+
+  def init_state(self, key, variables, example):
+    shape = example.batch["image"].shape
+    return {"pool": jnp.zeros((self.pool, *shape)), "best": jnp.float32(jnp.inf)}
+
+  def batch(self, key, variables, state, batch, step):
+    size, classes = state["pool"].shape[1], variables["teacher"].module.classes
+    labels = jax.random.randint(key, (size,), 0, classes)
+    best = jnp.full_like(state["best"], jnp.inf)
+    return {"label": labels, "round": step}, {**state, "best": best}
+
+  def kept(self, state: base.Tree, images: jax.Array, value: jax.Array, step: jax.Array):
+    """The state after a step of the generator: the round's slot holds its best batch."""
+    better, slot = value < state["best"], step % self.pool
+    images, value = jax.lax.stop_gradient((images, value))
+    own = jnp.where(better, images, state["pool"][slot])
+    best = jnp.minimum(value, state["best"])
+    return {**state, "pool": state["pool"].at[slot].set(own), "best": best}
+
+  def drawn(self, key: jax.Array, state: base.Tree, count: int, rounds: jax.Array) -> jax.Array:
+    """float[count, H, W, C] of the images in the pool after so many rounds."""
+    size = state["pool"].shape[1]
+    filled = jnp.minimum(rounds, self.pool) * size
+    rows = jax.random.randint(key, (count,), 0, jnp.maximum(filled, 1))
+    return state["pool"].reshape(-1, *state["pool"].shape[2:])[rows]
+
+  def images(self, player, variables, state, batch, key):
+    if player == "student":
+      size, key = state["pool"].shape[1], jax.random.fold_in(key, 1)
+      return self.drawn(key, state, size, batch["round"] + 1)
+    return self.made(variables)
+
+  def made(self, variables) -> jax.Array:
+    """float[B, H, W, C] in [0, 1]: the images that are being made."""
+    raise NotImplementedError(f"{type(self)} makes no images")
+
+  def taught_by(self, variables, images: jax.Array, key: jax.Array):
+    """The student's loss on images of the pool, and what goes with it."""
+    outputs, stats = variables["student"](images, train=True, key=key)
+    answer = variables["teacher"](images, train=False)[0].logits
+    value = self.divergence(answer, outputs.logits)
+    agree = (outputs.logits.argmax(-1) == answer.argmax(-1)).astype(value.dtype)
+    aux = base.Aux(batch_stats={"student": stats}, metrics={"agreement": agree})
+    return {"kl": (value, jnp.ones_like(value))}, aux
+
+  def invent(self, key, variables, state, count):
+    rounds = (jnp.abs(state["pool"]).max((1, 2, 3, 4)) > 0).sum()
+    return self.drawn(key, state, count, rounds)

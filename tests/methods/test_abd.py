@@ -1,0 +1,320 @@
+"""ABD: shuffled teachers, suspicion and its check, and the hyper-gradient, against other ways."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from flax import traverse_util
+
+from rkd_jax import lookup, losses
+from rkd_jax.errors import UserError
+from rkd_jax.methods import abd, kd, ood, retrospection, vaccine, zskt
+from rkd_jax.methods.base import Bound
+from rkd_jax.models.network import Network, Outputs
+from rkd_jax.training import checkpoint
+
+TINY = small.NETWORKS["teacher"]
+BASE = zskt.Method(width=2, noise=3, students=2)
+FIRST = abd.Method(base=BASE, layers=1, skip=0, window=2, trials=2)
+SECOND = dataclasses.replace(FIRST, stage="retrospection", ascents=2, terms=2)
+
+
+def teacher(seed=3):
+  """A tiny network whose statistics and scales are not those it was born with."""
+  variables = small.network(seed)
+  draw = iter(jax.random.split(jax.random.key(seed), 99))
+  other = lambda leaf: leaf + 0.3 * jax.random.uniform(next(draw), leaf.shape)  # noqa: E731
+  return Bound(TINY, jax.tree.map(other, variables))
+
+
+def orders(seed=0, copies=3):
+  draw = np.random.default_rng(seed)
+  return {"conv2/kernel": jnp.asarray([draw.permutation(4) for _ in range(copies)])}
+
+
+# The vaccine.
+
+
+def test_the_last_convolutions_are_those_of_the_last_stage():
+  wide = lookup.load("models", "wideresnet")(depth=16, widen=2)
+  net = Network(wide, (16, 16, 1), (0.5,), (0.25,))
+  assert vaccine.kernels(net, 5) == tuple(
+    (f"stage3_block{block}", conv, "kernel")
+    for block, conv in ((0, "conv1"), (0, "conv2"), (0, "shortcut"), (1, "conv1"), (1, "conv2"))
+  )
+
+
+def test_shuffling_reorders_the_inputs_of_its_kernels_and_nothing_else():
+  net, drawn = teacher(), orders()
+  for copy, order in enumerate(drawn["conv2/kernel"]):
+    before = traverse_util.flatten_dict(dict(net.variables), sep="/")
+    after = traverse_util.flatten_dict(dict(vaccine.shuffled(net, drawn, copy).variables), sep="/")
+    for name, leaf in before.items():
+      kernel = np.asarray(leaf)
+      wanted = kernel[:, :, order] if name == "params/conv2/kernel" else kernel
+      np.testing.assert_array_equal(after[name], wanted)
+
+
+def test_every_copy_and_kernel_has_a_permutation_of_its_own():
+  wide = lookup.load("models", "wideresnet")(depth=10, widen=1)
+  net = Network(wide, (8, 8, 1), (0.5,), (0.25,))
+  drawn = vaccine.draw(jax.random.key(0), net, 3, 2)
+  assert [len(v[0]) for v in drawn.values()] == [32, 64, 32]
+  rows = [tuple(np.asarray(row).tolist()) for v in drawn.values() for row in v]
+  assert len(set(rows)) == 6
+  assert all(sorted(row) == list(range(len(row))) for row in rows)
+
+
+def test_identity_permutations_suspect_every_image():
+  net, images = teacher(), jax.random.uniform(jax.random.key(0), (5, 8, 8, 1))
+  own, others = vaccine.answers(net, {"conv2/kernel": jnp.tile(jnp.arange(4), (2, 1))}, images)
+  np.testing.assert_allclose(own, others, rtol=1e-6)
+  assert vaccine.suspicious(own, others).all()
+  np.testing.assert_allclose(vaccine.divergence(own, others, "forward", "mean"), 0, atol=1e-6)
+
+
+def torch_answers(net, images, orders=None):
+  """The tiny network in PyTorch, its second kernel's inputs in this order: logits."""
+  torch = pytest.importorskip("torch")
+  f, flat = torch.nn.functional, traverse_util.flatten_dict(dict(net.variables), sep="/")
+  get = lambda name: torch.tensor(np.asarray(flat[name]))  # noqa: E731
+  x = (images - 0.5) / 0.25
+  for i in (1, 2):
+    kernel = get(f"params/conv{i}/kernel").permute(3, 2, 0, 1)
+    if i == 2 and orders is not None:
+      kernel = kernel[:, torch.tensor(np.asarray(orders))]
+    x = f.conv2d(f.pad(x, (0, 1, 0, 1)), kernel, stride=2)
+    stats = [get(f"batch_stats/norm{i}/{name}") for name in ("mean", "var")]
+    scale = [get(f"params/norm{i}/{name}") for name in ("scale", "bias")]
+    x = f.relu(f.batch_norm(x, *stats, *scale, eps=1e-5))
+  return x.mean((2, 3)) @ get("params/head/kernel") + get("params/head/bias")
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_suspicion_penalty_and_its_gradient_are_those_of_pytorch(direction):
+  torch = pytest.importorskip("torch")
+  net, drawn = teacher(), orders()
+  images = np.random.default_rng(1).uniform(size=(16, 8, 8, 1)).astype(np.float32)
+
+  @jax.jit
+  def penalty(images):
+    own, others = vaccine.answers(net, drawn, images)
+    mask = vaccine.suspicious(own, others)
+    value = vaccine.divergence(own, others, direction, "mean")
+    return -0.1 * (mask * value).sum() / jnp.maximum(mask.sum(), 1), mask
+
+  (value, mask), gradient = jax.value_and_grad(penalty, has_aux=True)(images)
+  x = torch.tensor(images).permute(0, 3, 1, 2).requires_grad_()
+  own = torch_answers(net, x)
+  others = sum(torch_answers(net, x, order) for order in drawn["conv2/kernel"]) / 3
+  suspected = own.argmax(1) == others.argmax(1)
+  assert 0 < suspected.sum() < 16  # both kinds are there
+  np.testing.assert_array_equal(mask, suspected.numpy())
+  p, q = (torch.log_softmax(logits, 1) for logits in (own, others))
+  p, q = (p, q) if direction == "forward" else (q, p)
+  wanted = -0.1 * ((p.exp() * (p - q)).mean(1) * suspected).sum() / suspected.sum()
+  wanted.backward()
+  np.testing.assert_allclose(value, wanted.detach(), rtol=1e-4)
+  expected = x.grad.permute(0, 2, 3, 1).numpy()
+  np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-6)
+  assert np.abs(expected).max() > 1e-4
+
+
+def test_the_tail_ratio_by_hand():
+  # 96 at 0 and 4 at -10: mean -.4, std sqrt(.04 * 9.6^2 + .96 * .4^2) = 1.96; -10 < -6.28
+  assert float(vaccine.tail_ratio(jnp.array([0.0] * 96 + [-10.0] * 4))) == pytest.approx(0.04)
+  assert float(vaccine.tail_ratio(jnp.linspace(-1, 1, 50))) == 0
+  # three in ten are no tail: std 4.58, mean -3; nothing lies below -16.7
+  assert float(vaccine.tail_ratio(jnp.array([0.0] * 7 + [-10.0] * 3))) == 0
+  np.testing.assert_allclose(vaccine.log10(jnp.array([0.01, 0.0])), [-2, -12], rtol=1e-6)
+
+
+TAIL = jnp.array([1.0] * 31 + [1e-9])  # 1 of 32 lies far below
+
+
+def judged(method, batches):
+  """The vaccine's states after these turns' divergences."""
+  variables = {"teacher": teacher()}
+  known = {
+    "orders": method._draw(jax.random.key(0), variables, 0), "on": jnp.float32(not method.trials),
+    "ratio": jnp.float32(0), "tried": jnp.int32(0), "turn": jnp.int32(-method.skip),
+    "seen": jnp.zeros((method.window, 32)),
+  }  # fmt: skip
+  states = [known]
+  for distances in batches:
+    states.append(method.examined(jax.random.key(0), variables, states[-1], distances))
+  return states
+
+
+def test_a_vaccine_is_checked_redrawn_and_switched_on():
+  method = dataclasses.replace(FIRST, skip=1, window=2, trials=3, tail=0.01)
+  flat = jnp.ones(32)
+  states = judged(method, [TAIL, flat, flat, flat, TAIL, flat])
+  assert [float(s["on"]) for s in states] == [0, 0, 0, 0, 0, 1, 1]
+  # the first turn is not looked at
+  assert [int(s["tried"]) for s in states] == [0, 0, 0, 1, 1, 2, 2]
+  assert float(states[3]["ratio"]) == 0 and float(states[5]["ratio"]) == pytest.approx(1 / 64)
+  names = [np.asarray(s["orders"]["conv2/kernel"]).tolist() for s in states]
+  assert names[0] == names[2] != names[3] == names[6]
+
+
+@pytest.mark.parametrize(("rejected", "on"), [("keep", 1), ("off", 0)])
+def test_a_vaccine_that_never_passes_says_so(rejected, on):
+  method = dataclasses.replace(FIRST, window=1, trials=2, rejected=rejected)
+  states = judged(method, [jnp.ones(32)] * 4)
+  assert [int(s["tried"]) for s in states] == [0, 1, 2, 2, 2]
+  assert [float(s["on"]) for s in states] == [0, 0, on, on, on]
+  assert float(states[-1]["ratio"]) == 0
+
+
+def test_without_trials_it_is_on_from_the_start():
+  states = judged(dataclasses.replace(FIRST, trials=0), [TAIL] * 3)
+  assert [float(s["on"]) for s in states] == [1] * 4
+  assert int(states[-1]["tried"]) == 0
+
+
+def test_without_a_generator_suspicious_images_are_turned_away_from():
+  value, weight = jnp.array([1.0, 2.0, 4.0, 8.0]), jnp.ones(4)
+  mask = jnp.array([0.0, 1.0, 0.0, 1.0])
+  terms = abd.turned_away({"kl": (value, weight), "all": jnp.float32(7)}, mask, 0.1, 1.0)
+  assert terms.pop("all") == 7
+  means = {name: float((v * w).sum() / w.sum()) for name, (v, w) in terms.items()}
+  assert means == pytest.approx({"kl": 2.5, "kl_suspicious": -0.5})
+  off = abd.turned_away({"kl": (value, weight)}, mask, 0.0, 0.0)
+  np.testing.assert_array_equal(off["kl"][1], weight)
+
+
+# Self-retrospection.
+
+
+class Smooth:
+  """A network of two dense layers on images float[B, 1, 2, 1], in float64."""
+
+  std = (0.5,)
+
+  def apply(self, variables, images, train):
+    params = variables["params"]
+    hidden = jnp.tanh(images.reshape(len(images), -1) @ params["a"])
+    return Outputs(hidden @ params["b"]), {}
+
+
+@pytest.fixture
+def double():
+  with jax.enable_x64(True):
+    draw = np.random.default_rng(0)
+    params = {n: jnp.asarray(draw.normal(size=s)) for n, s in (("a", (2, 3)), ("b", (3, 3)))}
+    images = jnp.asarray(draw.uniform(size=(6, 1, 2, 1)))
+    delta = jnp.asarray(0.5 * draw.normal(size=(1, 1, 2, 1)))
+    yield params, images, delta, jnp.asarray([1.0, 0, 0, 1, 0, 0])
+
+
+def psi(params, images, delta, marked, detach=True):
+  net = Bound(Smooth(), {"params": params})
+  return retrospection.outer(net, losses.kl_divergence, images, delta, marked, detach).mean()
+
+
+@pytest.mark.parametrize("terms", [0, 1, 5, 200])
+def test_the_hyper_gradient_is_that_of_brute_force(double, terms):
+  """grad psi + J_theta^T sum_{k<=K} (J_delta^T)^k g by whole Jacobians; at last the exact solve."""
+  params, images, delta, marked = double
+  phi = retrospection.inner(losses.kl_divergence, rate=0.1, decay=4.0)
+
+  def loss(params):
+    net = Bound(Smooth(), {"params": params})
+    found = retrospection.optimum(phi, net, images, delta, terms)
+    return retrospection.outer(net, losses.kl_divergence, images, found, marked, True).mean()
+
+  found = jax.grad(loss)(params)
+  step = lambda p, d: phi(Bound(Smooth(), {"params": p}), images, d)  # noqa: E731
+  direct, g = jax.grad(psi, argnums=(0, 2))(params, images, delta, marked)
+  j_delta = jax.jacobian(step, 1)(params, delta).reshape(2, 2)
+  j_theta = jax.jacobian(step, 0)(params, delta)
+  v = g.ravel()
+  for _ in range(terms):
+    v = j_delta.T @ v + g.ravel()
+  if terms == 200:
+    np.testing.assert_allclose(v, np.linalg.solve(np.eye(2) - j_delta.T, g.ravel()), rtol=1e-9)
+  for name in params:
+    jacobian = j_theta[name].reshape(2, *params[name].shape)
+    wanted = direct[name] + jnp.tensordot(v, jacobian, 1)
+    np.testing.assert_allclose(found[name], wanted, rtol=1e-9, atol=1e-12)
+  assert float(jnp.abs(jnp.tensordot(v, j_theta["a"].reshape(2, 2, 3), 1)).max()) > 1e-4
+
+
+def test_detaching_changes_the_gradient_and_not_the_value(double):
+  params, images, delta, marked = double
+  values = [psi(params, images, delta, marked, detach) for detach in (True, False)]
+  slopes = [jax.grad(psi)(params, images, delta, marked, detach)["a"] for detach in (True, False)]
+  assert values[0] == values[1] and float(jnp.abs(slopes[0] - slopes[1]).max()) > 1e-3
+
+
+def test_only_marked_images_are_perturbed(double):
+  params, images, delta, marked = double
+  net = Bound(Smooth(), {"params": params})
+  value = retrospection.outer(net, losses.kl_divergence, images, delta, marked, True)
+  assert np.asarray(value > 1e-6).tolist() == [True, False, False, True, False, False]
+  moved = retrospection.moved(net, images, delta)  # half a standard deviation is a quarter of white
+  np.testing.assert_allclose(moved - images, jnp.broadcast_to(0.5 * delta, images.shape))
+
+
+def test_the_search_raises_the_divergence(double):
+  params, images, *_ = double
+  net = Bound(Smooth(), {"params": params})
+  search = lambda steps: retrospection.universal(  # noqa: E731
+    net, losses.kl_divergence, images, jax.random.key(0), steps, 0.1, 1e-3
+  )
+  gaps = [
+    float(retrospection.gap(net, losses.kl_divergence, images, search(n), train=False))
+    for n in (0, 3, 10)
+  ]
+  assert gaps[0] < 0.1 * gaps[1] and gaps[1] < 0.9 * gaps[2]
+
+
+# The whole.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [FIRST, SECOND], ids=["vaccine", "retrospection"])
+def test_a_killed_phase_ends_with_the_same_bytes(method, tmp_path):
+  small.killed(small.Small(method), tmp_path / "cut", 4)
+  whole, resumed = (small.Small(method).train(tmp_path / d) for d in ("whole", "cut"))
+  assert checkpoint.digest(resumed) == checkpoint.digest(whole)
+  if method is FIRST:
+    assert int(resumed.memory["vaccine"]["tried"]) == 2 and "orders" in resumed.memory["vaccine"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [FIRST, SECOND], ids=["vaccine", "retrospection"])
+def test_eight_devices_give_the_single_devices_result(method):
+  one, eight = (small.Small(method, devices=n).play(2)[0] for n in (1, 8))
+  small.close(one.roles, eight.roles, rtol=5e-3, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+  ("fields", "said"),
+  [
+    ({"base": kd.Method()}, "'kd' learns from data"),
+    ({"stage": "third"}, "choose vaccine or retrospection"),
+    ({"direction": "up"}, "abd.direction"),
+    ({"rejected": "silently"}, "choose keep or off"),
+    ({"teachers": 0}, "abd.teachers"),
+    ({"tail": 2.0}, "abd.tail"),
+  ],
+)
+def test_wrong_fields_are_refused(fields, said):
+  with pytest.raises(UserError, match=said):
+    abd.Method(**{"base": BASE, **fields})
+
+
+def test_networks_that_cannot_be_shuffled_are_refused():
+  networks = {"teacher": TINY, "student": TINY}
+  with pytest.raises(UserError, match="has 1 that read several channels"):
+    dataclasses.replace(FIRST, layers=2).roles(networks)
+  vit = lookup.load("models", "vit")()
+  seer = Network(vit, (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
+  free = abd.Method(base=ood.Method(), layers=1)
+  with pytest.raises(UserError, match="choose a convolutional teacher"):
+    free.roles({"teacher": seer, "student": seer})

@@ -1,0 +1,115 @@
+"""CMI, DeepInversion and OOD: rings, the best batch, contrasts, windows; what they refuse."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from rkd_jax import lookup
+from rkd_jax.errors import UserError
+from rkd_jax.methods import cmi, deep_inversion, ood
+from rkd_jax.models.network import Network
+from rkd_jax.training import checkpoint
+
+INVERSION = deep_inversion.Method(searches=2, students=1, pool=2)
+CONTRAST = cmi.Method(searches=1, students=1, pool=2, bank=20, negatives=6, noise=3, width=2)
+
+
+def images(value, count=3):
+  return jnp.full((count, 4, 4, 1), value)
+
+
+def test_a_pool_keeps_the_best_batch_of_a_round_and_of_the_newest_rounds():
+  state = {"pool": jnp.zeros((2, 3, 4, 4, 1)), "best": jnp.float32(jnp.inf)}
+  for step, values in enumerate([(2.0, 1.0, 3.0), (5.0, 6.0), (9.0, 8.0)]):
+    state = {**state, "best": jnp.float32(jnp.inf)}  # as `batch` does
+    for value in values:
+      state = INVERSION.kept(state, images(value), jnp.float32(value), step)
+  np.testing.assert_array_equal(state["pool"][:, 0, 0, 0, 0], [8, 5])  # rounds 2 and 1
+  assert float(state["best"]) == 8
+
+
+def test_students_draw_from_what_is_filled():
+  pool = jnp.stack([images(0.25), images(0.5), images(0.0), images(0.0)])
+  method = dataclasses.replace(INVERSION, pool=4)
+  found = method.drawn(jax.random.key(0), {"pool": pool}, 64, 2)
+  assert set(np.unique(found).tolist()) == {0.25, 0.5}
+  assert set(np.unique(method.invent(jax.random.key(1), {}, {"pool": pool}, 64)).tolist()) == {
+    0.25, 0.5,
+  }  # fmt: skip
+
+
+def test_a_bank_is_a_ring():
+  bank = jnp.zeros((5, 1))
+  for step in range(3):
+    bank = cmi.remembered(bank, jnp.full((2, 1), step + 1.0), step)
+  assert bank[:, 0].tolist() == [3, 1, 2, 2, 3]  # rows 4 and 0 are the third round's
+  assert cmi.remembered(jnp.zeros((2, 1)), jnp.arange(3.0)[:, None], 0)[:, 0].tolist() == [0, 1]
+
+
+def test_a_contrast_by_hand():
+  anchors = jnp.eye(2)
+  others = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+  found = cmi.info_nce(anchors, others, 0.5)
+  both = [np.exp(2.0), 1.0, 1.0], [1.0, np.exp(2.0), np.exp(2.0)]
+  wanted = [-np.log(row[k] / sum(row)) for k, row in enumerate(both)]
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_total_variation_by_hand():
+  ramp = jnp.arange(4.0).reshape(1, 4, 1, 1) * jnp.ones((1, 1, 3, 1))
+  assert float(deep_inversion.variation(ramp)) == pytest.approx(1.0)
+  assert float(deep_inversion.variation(images(0.3))) == 0
+
+
+def test_a_window_of_the_least_size_shows_the_picture_itself():
+  picture = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 4, 2)).astype(np.float32))
+  found = [np.asarray(ood.window(jax.random.key(k), picture, (4, 4), 1.0)) for k in range(6)]
+  whole, mirrored = np.asarray(picture), np.asarray(picture)[:, ::-1]
+  same = [np.allclose(f, whole, atol=1e-5) for f in found]
+  other = [np.allclose(f, mirrored, atol=1e-5) for f in found]
+  assert all(a != b for a, b in zip(same, other, strict=True)) and 0 < sum(same) < 6
+
+
+def test_windows_stay_in_the_picture():
+  picture = jnp.ones((9, 12, 1))
+  found = jax.vmap(lambda k: ood.window(k, picture, (4, 4), 2.0))(
+    jax.random.split(jax.random.key(0), 20)
+  )
+  np.testing.assert_allclose(found, 1, rtol=1e-6)  # outside it would be 0
+
+
+def test_photographs_have_the_channels_of_the_images():
+  grey, colour = (ood.photograph("flower", n) for n in (1, 3))
+  assert grey.shape == (*colour.shape[:2], 1) and colour.min() >= 0 and colour.max() <= 1
+  np.testing.assert_allclose(grey[..., 0], colour.mean(-1), rtol=1e-6)
+
+
+def test_bad_input_is_refused():
+  tiny = small.NETWORKS["teacher"]
+  big = Network(tiny.module, (224, 224, 3), (0.5,) * 3, (0.25,) * 3)
+  with pytest.raises(UserError, match="from a picture of only 427x640"):
+    ood.Method().roles({"teacher": big, "student": big})
+  with pytest.raises(UserError, match="choose china or flower"):
+    ood.Method(picture="me")
+  seer = Network(lookup.load("models", "vit")(), (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
+  for method in (cmi.Method(), deep_inversion.Method()):
+    with pytest.raises(UserError, match="has none"):
+      method.roles({"teacher": seer, "student": seer})
+  with pytest.raises(UserError, match=r"cmi\.sharpness"):
+    cmi.Method(sharpness=0.0)
+  with pytest.raises(UserError, match=r"deep_inversion\.pool"):
+    deep_inversion.Method(pool=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [INVERSION, CONTRAST], ids=["deep_inversion", "cmi"])
+def test_a_killed_phase_ends_with_the_same_bytes(method, tmp_path):
+  small.killed(small.Small(method), tmp_path / "cut", 4)
+  whole, resumed = (small.Small(method).train(tmp_path / d) for d in ("whole", "cut"))
+  assert checkpoint.digest(resumed) == checkpoint.digest(whole)
+  pool = np.asarray(whole.memory["pool"])
+  assert pool.min() >= 0 and pool.max() <= 1 and len(np.unique(pool)) > 100
