@@ -141,7 +141,8 @@ def main() -> None:
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/bench"))
   options = parser.parse_args()
   dataset = sources.load("digits", None, 0, 197.0, 500.0)
-  pixels = [np.float32(part.images) / 255 for part in (dataset.train, dataset.test)]
+  parts = dataset.train, dataset.test
+  pixels = [np.asarray(part.images).astype(np.float32) / 255 for part in parts]
   weights = trained(pixels[0], dataset.train.labels, options.eps, options.steps)
   images, labels = pixels[1][: options.images], dataset.test.labels[: options.images]
   apply, model = jax.tree_util.Partial(logits, weights), twin(weights)

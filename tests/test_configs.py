@@ -5,9 +5,11 @@ import pytest
 from configs import (
   ablation_robustkd,
   cifar10_abd,
+  cifar10_kdiga,
   cifar10_robustkd,
   confirm_robustkd,
   digits_abd,
+  digits_kdiga,
 )
 from rkd_jax import config as configs
 from rkd_jax import recipes, selection
@@ -23,6 +25,8 @@ SETTINGS = [
   *((digits_abd, name) for name in digits_abd.TRIGGERS),
   *((cifar10_abd, name) for name in cifar10_abd.TRIGGERS),
   (cifar10_abd, "short-badnets_grid"),
+  *((digits_kdiga, name) for name in digits_kdiga.ARGUMENTS),
+  *((cifar10_kdiga, name) for name in cifar10_kdiga.PAIRS),
 ]
 
 

@@ -83,7 +83,7 @@ class APGD(base.Attack):
     return self.restarts * (self.steps + 1) * self.passes
 
   def __call__(self, apply, images, labels, keys):
-    network = _with_keys(apply, keys) if self.stochastic else apply
+    network = with_keys(apply, keys) if self.stochastic else apply
     logits = base.checked(self, network, images, labels, max(NEED[self.loss], self._ranks))
     targets = jnp.argsort(logits, -1)[:, -self.rank] if self._ranks else labels
     best, hit = images, jnp.zeros(len(images), bool)
@@ -123,7 +123,8 @@ def plan(steps: int) -> np.ndarray:
   return due
 
 
-def _with_keys(apply: Any, keys: jax.Array) -> Any:
+def with_keys(apply: Any, keys: jax.Array) -> Any:
+  """A network that draws, with the keys key[B] that it draws from."""
   return jax.tree_util.Partial(_call, apply, keys)
 
 

@@ -116,7 +116,7 @@ def run(
   """
   check_range("AutoAttack's batch", batch, 1, 10**9)
   images, labels = np.asarray(images, np.float32), np.asarray(labels, np.int32)
-  network = apgd._with_keys(apply, keys[:1]) if attack.stochastic else apply
+  network = apgd.with_keys(apply, keys[:1]) if attack.stochastic else apply
   found = Outcome(images.copy(), labels.copy(), np.zeros(len(images), np.int32), [], [])
   if not len(images):
     return found
@@ -146,7 +146,7 @@ def _stage(number, name, stage, apply, images, labels, keys, batch, found: Outco
   for rows in _buckets(left, batch):
     given = jnp.asarray(images[rows]), jnp.asarray(labels[rows]), keys[rows]
     changed = stage(apply, *given)
-    network = apgd._with_keys(apply, keys[rows]) if getattr(stage, "stochastic", 0) else apply
+    network = apgd.with_keys(apply, keys[rows]) if getattr(stage, "stochastic", 0) else apply
     said = np.asarray(jax.device_get(base.logits_of(network, changed))).argmax(-1)
     hit = said != labels[rows]
     found.images[rows[hit]] = np.asarray(jax.device_get(changed))[hit]
