@@ -97,6 +97,7 @@ def twin(weights: Any) -> Any:
 
 def theirs(name: str, model: Any, eps: float, seed: int) -> Any:
   import torchattacks as ta
+  from torchattacks.wrappers.multiattack import MultiAttack
 
   own = {"eps": eps, "seed": seed}
   return {
@@ -106,7 +107,15 @@ def theirs(name: str, model: Any, eps: float, seed: int) -> Any:
     "apgd-t": lambda: ta.APGDT(model, steps=100, n_classes=10, **own),
     "fab-t": lambda: ta.FAB(model, steps=100, multi_targeted=True, n_classes=10, **own),
     "square": lambda: ta.Square(model, n_queries=5000, **own),
-    "autoattack": lambda: ta.AutoAttack(model, norm="Linf", n_classes=10, **own),
+    # not ta.AutoAttack, which leaves its attacks at their default of 10 steps
+    "autoattack": lambda: MultiAttack(
+      [
+        ta.APGD(model, steps=100, **own),
+        ta.APGDT(model, steps=100, n_classes=10, **own),
+        ta.FAB(model, steps=100, multi_targeted=True, n_classes=10, **own),
+        ta.Square(model, n_queries=5000, resc_schedule=False, **own),
+      ]
+    ),
   }[name]()
 
 

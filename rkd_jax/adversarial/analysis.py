@@ -13,7 +13,6 @@ of the true one, and so is the worst loss that the left side is compared with.
 results are float32[B], one number an image.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,8 +23,8 @@ from scipy import stats
 
 from rkd_jax import losses
 from rkd_jax.adversarial import ball
+from rkd_jax.adversarial.base import advance
 from rkd_jax.errors import check_range
-from rkd_jax.repeat import repeat
 
 Apply = Callable[[jax.Array], jax.Array]
 STEPS = 20  # of the ascents
@@ -58,16 +57,15 @@ def local_linearity(
   ball.check(norm, eps, images)
   tangent = loss(apply, images, labels), slope(apply, images, labels)
   start, best = ball.random_start(keys, images, eps, norm), jnp.zeros(len(images))
-  step = functools.partial(_bend, norm, jnp.float32(eps), apply, images, labels, tangent)
+  given = jnp.float32(eps), apply, images, labels, tangent
   for x in (start, ball.project(2 * images - start, images, eps, norm)):
-    best = repeat(lambda i, carry: step(carry), (x, best), STEPS + 1)[1]
+    best = advance(_bend, norm, given, (x, best), STEPS + 1)[1]
   return best
 
 
-@functools.partial(jax.jit, static_argnames="norm")
-def _bend(norm, eps, apply, images, labels, tangent, carry):
+def _bend(norm, given, i, carry):
   """One step up the distance to the tangent; the best distance so far."""
-  (flat, gradient), (x, best) = tangent, carry
+  (eps, apply, images, labels, (flat, gradient)), (x, best) = given, carry
 
   def distance(x):
     along = (gradient * (x - images)).sum((1, 2, 3))
@@ -138,8 +136,10 @@ def certified_radius(
   check_range("sigma", sigma, 1e-6, 1e3)
   check_range("alpha", alpha, 1e-12, 0.5)
   counts = [
-    repeat(
-      functools.partial(_vote, apply, images, keys, jnp.float32(sigma), np.uint32(part)),
+    advance(
+      _vote,
+      None,
+      (apply, images, keys, jnp.float32(sigma), np.uint32(part)),
       jnp.zeros(jax.eval_shape(apply, images).shape, jnp.int32),
       draws,
     )
@@ -154,9 +154,9 @@ def certified_radius(
   return np.where(right, radius, 0).astype(np.float32)
 
 
-@jax.jit
-def _vote(apply, images, keys, sigma, part, i, counts):
+def _vote(kind, given, i, counts):
   """The counts int[B, K] with one more draw of noise on every image."""
+  apply, images, keys, sigma, part = given
   own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, part), i))(keys)
   noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(own)
   said = apply(images + sigma * noise).argmax(-1)

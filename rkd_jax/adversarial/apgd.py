@@ -15,7 +15,6 @@ import numpy as np
 
 from rkd_jax.adversarial import ball, base
 from rkd_jax.errors import UserError, check_range
-from rkd_jax.repeat import repeat
 
 MOMENTUM, ENOUGH = (
   0.75,
@@ -86,12 +85,12 @@ class APGD(base.Attack):
     network = with_keys(apply, keys) if self.stochastic else apply
     logits = base.checked(self, network, images, labels, max(NEED[self.loss], self._ranks))
     targets = jnp.argsort(logits, -1)[:, -self.rank] if self._ranks else labels
-    best, hit = images, jnp.zeros(len(images), bool)
+    best, top = images, jnp.full(len(images), -jnp.inf)
     for number in range(self.restarts):
       own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
       found = self._one(apply, images, labels, targets, own)
-      best = jnp.where(hit[:, None, None, None], best, found["answer"])
-      hit = hit | found["fooled"]
+      reached = jnp.where(found["fooled"], jnp.inf, found["loss"])
+      best, top = _where(reached > top, found["answer"], best), jnp.maximum(reached, top)
     return best
 
   @property
@@ -103,8 +102,8 @@ class APGD(base.Attack):
     kind = dataclasses.replace(self, eps=0.0, rank=2, steps=1, restarts=1)
     given = apply, images, labels, targets, keys, jnp.float32(self.eps)
     due = jnp.asarray(plan(self.steps))
-    step = lambda i, state: _step(kind, given, due, jnp.int32(i), state)  # noqa: E731
-    state = repeat(step, _begin(kind, given), self.steps)
+    state = base.advance(_step, kind, (given, due), _begin(kind, given), self.steps)
+    base.check_sound(state["top"], state["spoilt"])
     fooled = state["fooled"]
     answer = jnp.where(fooled[:, None, None, None], state["adversarial"], state["best"])
     return {"answer": answer, "fooled": fooled, "loss": state["top"]}
@@ -133,7 +132,11 @@ def _call(apply, keys, images):
 
 
 def _seen(attack: APGD, given: Any, x: jax.Array, i: jax.Array) -> tuple[jax.Array, ...]:
-  """(gradient, loss float[B], bool[B] whether fooled) at x; means over the passes."""
+  """(gradient, loss float[B], bool[B] whether fooled) at x.
+
+  The gradient is the mean over the passes; loss and class are the last pass's, as in the authors'
+  code.
+  """
   apply, _, labels, targets, keys, _ = given
 
   def loss(x, keys):
@@ -146,15 +149,13 @@ def _seen(attack: APGD, given: Any, x: jax.Array, i: jax.Array) -> tuple[jax.Arr
       value = targeted_ratio(logits, labels, targets)
     return value.sum(), (value, logits)
 
-  sums = None
+  total = jnp.zeros_like(x)
   for number in range(attack.passes):
     fold = jax.vmap(jax.random.fold_in, (0, None))
     own = fold(fold(keys, i), number) if attack.stochastic else keys
     gradient, (value, logits) = jax.grad(loss, has_aux=True)(x, own)
-    now = gradient, value, logits
-    sums = now if sums is None else jax.tree.map(jnp.add, sums, now)
-  gradient, value, logits = jax.tree.map(lambda a: a / attack.passes, sums)
-  return gradient, value, base.fooled(logits, labels)
+    total = total + gradient
+  return total / attack.passes, value, base.fooled(logits, labels)
 
 
 @functools.partial(jax.jit, static_argnames="attack")
@@ -174,11 +175,12 @@ def _begin(attack: APGD, given: Any) -> dict[str, jax.Array]:
     "adversarial": x, "fooled": fooled,
     "last": nothing, "rises": nothing,  # the loss before, and how often it rose since the last look
     "top_then": value, "halved": nothing + 1,  # at the last look
+    "spoilt": nothing,  # NaN where a loss was not finite
   }  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames="attack")
-def _step(attack: APGD, given: Any, due: jax.Array, i: jax.Array, state: dict[str, jax.Array]):
+def _step(attack: APGD, given: Any, i: jax.Array, state: dict[str, jax.Array]):
+  given, due = given
   images, eps, norm = given[1], given[5], attack.norm
   x, size = state["x"], state["size"][:, None, None, None]
   share = jnp.where(i > 0, MOMENTUM, 1.0)
@@ -197,6 +199,7 @@ def _step(attack: APGD, given: Any, due: jax.Array, i: jax.Array, state: dict[st
     "adversarial": _where(fooled, new, state["adversarial"]),
     "fooled": state["fooled"] | fooled,
     "rises": state["rises"] + (value > state["last"]), "last": value,
+    "spoilt": state["spoilt"] + 0 * value,
   }  # fmt: skip
   return jax.tree.map(lambda a, b: jnp.where(due[i] > 0, a, b), _looked(state, due[i]), state)
 

@@ -61,7 +61,7 @@ class AutoAttack(base.Attack):
     if classes >= apgd.NEED["dlr-t"]:
       yield from ((f"apgd-t {rank}", apgd.APGD(loss="dlr-t", rank=rank, **ball)) for rank in ranks)
     yield from ((f"fab-t {rank}", fab.FAB(rank=rank, **ball)) for rank in ranks)
-    yield "square", square.Square(**ball)
+    yield "square", square.Square(rescaled=False, **ball)
 
   def __call__(self, apply, images, labels, keys):
     return jnp.asarray(run(self, apply, images, labels, keys).images)
@@ -116,15 +116,15 @@ def run(
   """
   check_range("AutoAttack's batch", batch, 1, 10**9)
   images, labels = np.asarray(images, np.float32), np.asarray(labels, np.int32)
-  network = apgd.with_keys(apply, keys[:1]) if attack.stochastic else apply
   found = Outcome(images.copy(), labels.copy(), np.zeros(len(images), np.int32), [], [])
   if not len(images):
     return found
-  logits = _clean(attack, network, images, labels, batch)
+  logits = _clean(attack, apply, images, labels, keys, batch)
   found.said = logits.argmax(-1).astype(np.int32)
   found.by = np.where(found.said == labels, -1, 0).astype(np.int32)
+  network = _bound(attack, apply, keys[:batch])
   found.warnings += list(_warned(attack, network, images, labels, logits, batch))
-  mark = _digest(attack, images, labels, logits)
+  mark = _digest(attack, images, labels, keys, logits)
   done = _resumed(resume, mark, found) if resume else 0
   stages = list(attack.stages(logits.shape[-1]))
   if not stages:
@@ -142,24 +142,25 @@ def run(
 
 
 def _stage(number, name, stage, apply, images, labels, keys, batch, found: Outcome) -> None:
-  left, began, passes = np.flatnonzero(found.by < 0), time.monotonic(), 0
+  left, began, spent = np.flatnonzero(found.by < 0), time.monotonic(), np.zeros(2, int)
   for rows in _buckets(left, batch):
-    given = jnp.asarray(images[rows]), jnp.asarray(labels[rows]), keys[rows]
-    changed = stage(apply, *given)
-    network = apgd.with_keys(apply, keys[rows]) if getattr(stage, "stochastic", 0) else apply
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys[rows], number)  # no two stages draw the same
+    given = jnp.asarray(images[rows]), jnp.asarray(labels[rows]), own
+    changed, *passes = stage.counted(apply, *given)
+    network = _bound(stage, apply, own)
     said = np.asarray(jax.device_get(base.logits_of(network, changed))).argmax(-1)
     hit = said != labels[rows]
     found.images[rows[hit]] = np.asarray(jax.device_get(changed))[hit]
     found.said[rows[hit]] = said[hit]
     found.by[rows[hit]] = number
-    passes += len(rows)
+    spent += [passes[0] + len(rows), passes[1]]
   found.stages.append(
     {
       "stage": name,
       "left": len(left),
       "fooled": int((found.by == number).sum()),
-      "forward": passes * (stage.forward + 1),
-      "backward": passes * stage.backward,
+      "forward": int(spent[0]),
+      "backward": int(spent[1]),
       "seconds": time.monotonic() - began,
     }
   )
@@ -176,12 +177,18 @@ def _buckets(left: np.ndarray, batch: int) -> Iterator[np.ndarray]:
     at += size
 
 
-def _clean(attack, apply, images, labels, batch) -> np.ndarray:
+def _bound(attack: base.Attack, apply: Any, keys: jax.Array) -> Any:
+  """The network as a function of images alone: one that draws gets a key an image."""
+  return apgd.with_keys(apply, keys) if getattr(attack, "stochastic", False) else apply
+
+
+def _clean(attack, apply, images, labels, keys, batch) -> np.ndarray:
   """The logits float32[N, K] of the images; a `UserError` for what cannot be attacked."""
   parts = []
   for start in range(0, len(images), batch):
     rows = np.resize(np.arange(start, min(start + batch, len(images))), min(batch, len(images)))
-    got = base.checked(attack, apply, jnp.asarray(images[rows]), labels[rows])
+    network = _bound(attack, apply, keys[rows])
+    got = base.checked(attack, network, jnp.asarray(images[rows]), labels[rows])
     parts.append(np.asarray(jax.device_get(got))[: min(batch, len(images) - start)])
   return np.concatenate(parts)
 
@@ -212,7 +219,7 @@ def _warned(attack, apply, images, labels, logits, batch) -> Iterator[str]:
 
 def _square_warning(found: Outcome) -> Iterator[str]:
   last = found.stages[-1] if found.stages else {}
-  if last.get("stage") == "square" and last["fooled"] > 0.02 * len(found.by):
+  if last.get("stage") == "square" and last["fooled"] > 0.002 * len(found.by):
     yield (
       f"Square fooled {last['fooled']} of {len(found.by)} images that no gradient had led to: "
       "gradients seem to be hidden."
@@ -222,9 +229,9 @@ def _square_warning(found: Outcome) -> Iterator[str]:
 # What is kept between stages.
 
 
-def _digest(attack: AutoAttack, images: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> str:
+def _digest(attack: AutoAttack, images, labels, keys: jax.Array, logits: np.ndarray) -> str:
   text = hashlib.sha256(repr(attack).encode())
-  for array in (images, labels, logits):
+  for array in (images, labels, np.asarray(jax.random.key_data(keys)), logits):
     text.update(np.ascontiguousarray(array).tobytes())
   return text.hexdigest()
 
@@ -256,8 +263,8 @@ def _resumed(path: pathlib.Path, mark: str, found: Outcome) -> int:
     ) from error
   if made != mark:
     raise UserError(
-      f"{path} was made from other images, another network or another attack. Name another file, "
-      "or remove it."
+      f"{path} was made from other images, another network or another attack, or with other random "
+      "keys. Name another file, or remove it."
     )
   found.images, found.said, found.by = kept["images"], kept["said"], kept["by"]
   fields = [name for name in kept if name.startswith("stage:")]

@@ -13,7 +13,9 @@ they are one loop (`repeat.py`).
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ import numpy as np
 from rkd_jax import losses
 from rkd_jax.adversarial import ball
 from rkd_jax.errors import UserError
+from rkd_jax.repeat import repeat
 
 Apply = Callable[[jax.Array], jax.Array]
 
@@ -55,6 +58,39 @@ class Attack:
     self, apply: Apply, images: jax.Array, labels: jax.Array, keys: jax.Array
   ) -> jax.Array:
     raise NotImplementedError
+
+  def counted(
+    self, apply: Apply, images: jax.Array, labels: jax.Array, keys: jax.Array
+  ) -> tuple[jax.Array, int, int]:
+    """(what a call returns, the forward and the backward passes that were really made)."""
+    count = len(images)
+    changed = self(apply, images, labels, keys)
+    return changed, count * self.forward, count * self.backward
+
+
+# step(kind, given, i, carry) -> carry: `kind` is static, `given` arrays that stay as they are
+Step = Callable[[Any, Any, jax.Array, Any], Any]
+
+
+def advance(step: Step, kind: Hashable, given: Any, carry: Any, times: int, first: int = 0) -> Any:
+  """The carry after steps first, first + 1, ..., first + times - 1, called outside programs.
+
+  On CPU one compiled step is called from the host. An accelerator's loop is itself a compiled
+  program of arrays: left outside of one, it would be compiled again at every call.
+  """
+  if jax.default_backend() != "cpu":
+    return _all(step, kind, times, given, jnp.int32(first), carry)
+  return repeat(lambda i, c: _one(step, kind, given, jnp.int32(first + i), c), carry, times)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _one(step: Step, kind: Hashable, given: Any, i: jax.Array, carry: Any) -> Any:
+  return step(kind, given, i, carry)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _all(step: Step, kind: Hashable, times: int, given: Any, first: jax.Array, carry: Any) -> Any:
+  return repeat(lambda i, c: step(kind, given, first + i, c), carry, times)
 
 
 @jax.jit
@@ -91,6 +127,18 @@ def checked(
       "anything. Look at its weights, and at what it is given."
     )
   return logits
+
+
+def check_sound(*found: jax.Array) -> None:
+  """Raises a `UserError` where an attack met what is not finite: it would say nothing of anybody.
+
+  A NaN compares as false, so it would pass for an image that withstands, or for one that fools.
+  """
+  if not all(bool(jnp.isfinite(array).all()) for array in found):
+    raise UserError(
+      "The network's logits or gradients are not finite near these images, so no attack on it "
+      "means anything. Look for a root or a logarithm at 0, and for weights that are not finite."
+    )
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -6,7 +6,6 @@ original. It minimises the distance, so the radius only decides in the end who c
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 
 from rkd_jax.adversarial import ball, base
 from rkd_jax.errors import check_range
-from rkd_jax.repeat import repeat
 
 ALPHA, ETA, BETA = 0.1, 1.05, 0.9  # bias to the original at most; overshoot; what a step back keeps
 
@@ -47,17 +45,17 @@ class FAB(base.Attack):
   def __call__(self, apply, images, labels, keys):
     logits = base.checked(self, apply, images, labels, self.rank)
     targets = jnp.argsort(logits, -1)[:, -self.rank]
-    step = functools.partial(_step, self.norm, apply, images, labels, targets)
-    far = jnp.full(len(images), jnp.inf)
-    _, best, nearest = repeat(lambda i, carry: step(carry), (images, images, far), self.steps)
+    given, far = (apply, images, labels, targets), jnp.full(len(images), jnp.inf)
+    carry = images, images, far
+    x, best, nearest = base.advance(_step, self.norm, given, carry, self.steps)
+    base.check_sound(x)
     within = nearest <= self.eps
     return jnp.where(within[:, None, None, None], best, images)
 
 
-@functools.partial(jax.jit, static_argnames="norm")
-def _step(norm: str, apply: Any, images, labels, targets, carry):
+def _step(norm: str, given: Any, i: jax.Array, carry):
   """(x, the nearest point across, its distance) after one iteration."""
-  x, best, nearest = carry
+  (apply, images, labels, targets), (x, best, nearest) = given, carry
 
   def towards(x):
     logits = apply(x)

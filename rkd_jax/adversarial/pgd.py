@@ -93,9 +93,9 @@ class PGD(base.Attack):
       x = images
       if self.random_start:
         x = _start(self.norm, keys, jnp.int32(number), images, given[3])
-      step = functools.partial(_move, kind, given)
-      x, _ = repeat(lambda i, carry, step=step: step(carry), (x, jnp.zeros_like(x)), self.steps)
-      best, found = _better(self.loss, apply, labels, best, found, x)
+      x, _ = base.advance(_move, kind, given, (x, jnp.zeros_like(x)), self.steps)
+      best, found, reached = _better(self.loss, apply, labels, best, found, x)
+      base.check_sound(x, reached)
     return best
 
 
@@ -108,8 +108,7 @@ def _start(norm: str, keys, number, images, eps):
   return ball.random_start(own, images, eps, norm)
 
 
-@functools.partial(jax.jit, static_argnames="kind")
-def _move(kind: tuple[str, str, float], given, carry):
+def _move(kind: tuple[str, str, float], given, i, carry):
   (norm, loss, momentum), (apply, images, labels, eps, size), (x, velocity) = kind, given, carry
   gradient = jax.grad(lambda x: LOSSES[loss](apply(x), labels).sum())(x)
   if momentum:
@@ -121,8 +120,11 @@ def _move(kind: tuple[str, str, float], given, carry):
 
 @functools.partial(jax.jit, static_argnames="loss")
 def _better(loss: str, apply, labels, best, found, x):
-  """Of what was found before and now, per example: what fools comes before what does not."""
+  """Of what was found before and now, per example: what fools comes before what does not.
+
+  Also what was reached now.
+  """
   logits = apply(x)
   reached = LOSSES[loss](logits, labels) + 1e6 * base.fooled(logits, labels)
   better = reached > found
-  return jnp.where(better[:, None, None, None], x, best), jnp.maximum(found, reached)
+  return jnp.where(better[:, None, None, None], x, best), jnp.maximum(found, reached), reached

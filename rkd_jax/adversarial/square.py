@@ -15,7 +15,6 @@ import numpy as np
 
 from rkd_jax.adversarial import ball, base
 from rkd_jax.errors import check_range
-from rkd_jax.repeat import repeat
 
 LOOK = 250  # queries between two looks at who is fooled
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000: where the area is halved
@@ -28,10 +27,13 @@ class Square(base.Attack):
   Attributes:
     queries: at most, per image.
     share: of the image that the first squares cover (p in the paper).
+    rescaled: the squares shrink as they would in 10,000 queries, at the same shares of them; else
+      at the same queries, as inside the authors' AutoAttack.
   """
 
   queries: int = 5000
   share: float = 0.8
+  rescaled: bool = True
 
   def __post_init__(self):
     super().__post_init__()
@@ -47,15 +49,20 @@ class Square(base.Attack):
     return 0
 
   def __call__(self, apply, images, labels, keys):
+    return self.counted(apply, images, labels, keys)[0]
+
+  def counted(self, apply, images, labels, keys):
     base.checked(self, apply, images, labels)
     given = {"images": images, "labels": labels, "keys": keys}
     eps, sides = jnp.float32(self.eps), jnp.asarray(self.side(images.shape[1] * images.shape[2]))
     state = _begin(self.norm, apply, eps, given)
     answer, who = np.array(jax.device_get(state["x"])), np.arange(len(images))
+    passes = 2 * len(who)
     for first in range(0, self.queries, LOOK):
       often = min(LOOK, self.queries - first)
-      one = functools.partial(_query, self.norm, apply, eps, sides)
-      state = repeat(lambda i, s, k=first, one=one: one(jnp.int32(k + i), s), state, often)
+      state = base.advance(_query, self.norm, (apply, eps, sides), state, often, first)
+      base.check_sound(state["spoilt"])
+      passes += often * len(who)
       answer[who] = jax.device_get(state["x"])
       open_ = np.flatnonzero(np.asarray(jax.device_get(state["margin"])) > 0)
       if not len(open_):
@@ -64,11 +71,12 @@ class Square(base.Attack):
         size = len(who) // 2
         kept = np.resize(open_, size)  # filled up with some of them again
         state, who = jax.tree.map(lambda a, kept=kept: a[kept], state), who[kept]
-    return jnp.asarray(answer)
+    return jnp.asarray(answer), passes, 0
 
   def side(self, pixels: int) -> np.ndarray:
     """int32[queries]: the squares' sides in an image of so many pixels."""
-    at = np.arange(self.queries) * 10_000 // self.queries
+    at = np.arange(self.queries)
+    at = at * 10_000 // self.queries if self.rescaled else at
     share = self.share / 2.0 ** np.searchsorted(HALVINGS, at, side="left")
     return np.maximum(np.round(np.sqrt(share * pixels)), 1).astype(np.int32)
 
@@ -98,11 +106,12 @@ def _begin(
   drawn = jax.vmap(lambda key: pattern(jax.random.fold_in(key, 0)))(given["keys"])
   drawn = drawn / jnp.maximum(ball.norms(drawn, norm), ball.SMALL)
   x = jnp.clip(images + eps * drawn, 0, 1)
-  return {**given, "x": x, "margin": base.margin(apply(x), labels)}
+  margin = base.margin(apply(x), labels)
+  return {**given, "x": x, "margin": margin, "spoilt": 0 * margin}  # NaN where one was not finite
 
 
-@functools.partial(jax.jit, static_argnames="norm")
-def _query(norm: str, apply: Any, eps, sides, i: jax.Array, state: dict[str, jax.Array]):
+def _query(norm: str, given: Any, i: jax.Array, state: dict[str, jax.Array]):
+  apply, eps, sides = given
   images, x, labels = state["images"], state["x"], state["labels"]
   keys = jax.vmap(jax.random.fold_in, (0, None))(state["keys"], i + 1)
   propose = functools.partial(_square if norm == "linf" else _window, eps)
@@ -113,6 +122,7 @@ def _query(norm: str, apply: Any, eps, sides, i: jax.Array, state: dict[str, jax
     **state,
     "x": jnp.where(take[:, None, None, None], new, x),
     "margin": jnp.where(take, margin, state["margin"]),
+    "spoilt": state["spoilt"] + 0 * margin,
   }
 
 

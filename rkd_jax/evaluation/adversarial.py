@@ -159,9 +159,9 @@ class Trial:
     if isinstance(made, autoattack.AutoAttack):
       changed, cost = self._composed(name, apply, made, eps)
     else:
-      changed = [made(apply, *batch) for batch in self._batches()]
-      images = len(changed) * self.questions.batch
-      cost = {"forward": images * made.forward, "backward": images * made.backward}
+      found = [made.counted(apply, *batch) for batch in self._batches()]
+      changed = [images for images, _, _ in found]
+      cost = {"forward": sum(f for _, f, _ in found), "backward": sum(b for _, _, b in found)}
     jax.block_until_ready(changed)
     how = {"seed": self.seed, "network": name, "attack": attack, "norm": self.settings.norm}
     self.records.append({**how, "eps": eps, **cost, "seconds": time.monotonic() - began})

@@ -167,3 +167,40 @@ def test_a_random_start_fills_its_ball(norm):
   away = linear.sizes(ball.random_start(keys, images, 0.2, norm), images, norm)
   assert away.max() <= 0.2 + 1e-6 and away.max() > 0.19
   assert (away.min() < 0.01) == (norm == "l2")
+
+
+def test_on_accelerators_a_second_call_compiles_nothing(monkeypatch):
+  """There the steps are a loop, as here after a change of the back end's name."""
+  apply = linear.network()
+  images, labels, keys = linear.examples(apply, 8)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  found: list[str] = []
+
+  def listen(event, *_, **__):
+    if event == "/jax/core/compile/backend_compile_duration":
+      found.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    for name in ("pgd-5", "apgd-ce", "fab-t", "square"):
+      attack = named.make(name, "linf", 0.02)
+      first = attack(apply, images, labels, keys)
+      before = len(found)
+      np.testing.assert_array_equal(attack(apply, images, labels, keys), first)
+      assert len(found) == before > 0, name
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd-5x2", "apgd-ce", "fab-t", "autoattack"])
+def test_gradients_that_are_not_finite_are_no_defence(name):
+  """Finite logits, and the slope of a root at 0 in them."""
+
+  def rooted(weights, images):
+    return linear.score(weights, images) + jnp.sqrt(0 * images.sum((1, 2, 3)))[:, None]
+
+  apply = jax.tree_util.Partial(rooted, linear.network().args[0])
+  images, labels, keys = linear.examples(linear.network(), 8)
+  assert np.isfinite(apply(images)).all()
+  with pytest.raises(UserError, match="not finite near these images"):
+    named.make(name, "linf", 0.02)(apply, images, labels, keys)

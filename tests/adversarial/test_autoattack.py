@@ -158,3 +158,41 @@ def test_the_targeted_ones_alone():
     far = linear.distances(apply, images, labels, "linf")
     right = apply(attack(apply, images, labels, keys)).argmax(-1) == labels
     np.testing.assert_array_equal(right, far > 0.02)
+
+
+def test_a_file_of_other_draws_is_refused(tmp_path):
+  file, apply = tmp_path / "a.npz", linear.network()
+  images, labels, keys = linear.examples(apply, 8)
+  attack = autoattack.Several(0.01, kind="fab-t")
+  autoattack.run(attack, apply, images, labels, keys, resume=file)
+  with pytest.raises(UserError, match="other random keys"):
+    autoattack.run(attack, apply, images, labels, keys[::-1], resume=file)
+
+
+def test_no_two_stages_draw_the_same(monkeypatch):
+  apply, seen = linear.network(), []
+  images, labels, keys = linear.examples(apply, 8)
+  real = apgd.APGD.counted
+
+  def looking(self, apply, images, labels, keys):
+    seen.append(np.asarray(jax.random.key_data(keys))[0].tolist())
+    return real(self, apply, images, labels, keys)
+
+  monkeypatch.setattr(apgd.APGD, "counted", looking)
+  autoattack.run(autoattack.Several(0.001), apply, images, labels, keys)
+  assert len(seen) == 4 and len({tuple(key) for key in seen}) == 4
+
+
+def test_a_network_that_draws_gets_a_key_an_image():
+  def noisy(weights, images, keys):
+    def one(image, key):
+      return linear.score(weights, (image + 0.001 * jax.random.normal(key, image.shape))[None])[0]
+
+    return jax.vmap(one)(images, keys)
+
+  apply = jax.tree_util.Partial(noisy, linear.network().args[0])
+  images, labels, keys = linear.examples(linear.network(), 8)
+  attack = autoattack.AutoAttack(0.03, version="rand", stochastic=True)
+  found = autoattack._clean(attack, apply, np.asarray(images), np.asarray(labels), keys, 5)
+  wanted = jnp.concatenate([apply(images[:5], keys[:5]), apply(images[5:], keys[5:])])
+  np.testing.assert_allclose(found, wanted, atol=1e-5)

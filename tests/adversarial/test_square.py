@@ -6,7 +6,8 @@ import linear
 import numpy as np
 import pytest
 
-from rkd_jax.adversarial import ball, base, square
+from rkd_jax.adversarial import autoattack, ball, base, square
+from rkd_jax.errors import UserError
 
 
 @pytest.mark.parametrize("norm", ball.NORMS)
@@ -14,10 +15,11 @@ def test_no_query_makes_it_worse(norm):
   apply = linear.network(3)
   images, labels, keys = linear.examples(apply, 8)
   attack, eps = square.Square(eps=0.01, norm=norm, queries=40), jnp.float32(0.01)
+  query = jax.jit(square._query, static_argnums=0)
   given, sides = {"images": images, "labels": labels, "keys": keys}, jnp.asarray(attack.side(9))
   state = square._begin(norm, apply, eps, given)
   for i in range(40):
-    after = square._query(norm, apply, eps, sides, jnp.int32(i), state)
+    after = query(norm, (apply, eps, sides), jnp.int32(i), state)
     fooled = state["margin"] <= 0
     assert (after["margin"] <= state["margin"]).all()
     np.testing.assert_array_equal(after["x"][fooled], state["x"][fooled])  # left alone
@@ -74,3 +76,31 @@ def test_it_finds_what_there_is_without_a_gradient():
   changed = square.Square(eps=eps, queries=600)(apply, images, labels, keys)
   right = apply(changed).argmax(-1) == labels
   np.testing.assert_array_equal(right, far > eps)
+
+
+def test_inside_autoattack_the_schedule_is_that_of_the_queries():
+  """As the authors' AutoAttack has it: after 4000 of 5000 queries the area was halved 7 times."""
+  plain = square.Square(eps=0.1, rescaled=False).side(32 * 32)
+  wanted = [round((0.8 / 2**k * 1024) ** 0.5) for k in range(8)]
+  starts = [0, *(k + 1 for k in square.HALVINGS[:7])]
+  assert plain[starts].tolist() == wanted and plain[-1] == wanted[-1]
+  stage = dict(autoattack.AutoAttack(0.1).stages(10))["square"]
+  assert stage.side(32 * 32).tolist() == plain.tolist()
+
+
+def test_the_queries_that_are_counted_are_those_that_were_made():
+  """At a radius where all fall at once: the first 250, of everybody."""
+  apply = linear.network()
+  images, labels, keys = linear.examples(apply, 8)
+  _, forward, backward = square.Square(eps=0.5).counted(apply, images, labels, keys)
+  assert (forward, backward) == (8 * (2 + square.LOOK), 0)
+
+
+def test_logits_that_are_not_finite_on_the_way_are_refused():
+  def broken(weights, images):  # fine where nothing was changed
+    return linear.score(weights, images) / (images[:, 0, 0, 0] > 0)[:, None]
+
+  apply = jax.tree_util.Partial(broken, linear.network().args[0])
+  images, labels, keys = linear.examples(linear.network(), 8)
+  with pytest.raises(UserError, match="not finite near these images"):
+    square.Square(eps=0.9, queries=20)(apply, images, labels, keys)
