@@ -24,7 +24,6 @@ from rkd_jax.errors import UserError, nearest
 EPS = 0.15
 GRID = (0.05, 0.1, 0.15, 0.2, 0.3)
 ATTACK = {"eps": EPS, "steps": 7}  # while training
-WEIGHTS = (0.0, 1.0, 10.0, 100.0)  # of the alignment, chosen on the clean hold-out
 ATTACKING = ("pgd_at", "trades", "ard", "rslad", "iad", "adaad")
 ARGUMENTS = ("radius", "methods", "auto", "backdoor")
 
@@ -44,8 +43,8 @@ def get_config(arg: str | None = None) -> Config:
     section.augment.crop = 1
   for name in ATTACKING:
     config.method[name].update(ATTACK)
-  config.method.kdiga.update({**ATTACK, "weight": 10.0})
-  attacked = {"kl_at": "adv", "align_at": "adv", "weight": 10.0}
+  config.method.kdiga.update({**ATTACK, "align_bn": "eval"})
+  attacked = {"kl_at": "adv", "align_at": "adv", "align_bn": "eval"}
   config.method.kdiga_adv = {"name": "kdiga", **attacked, **ATTACK}
   config.method.igdm_rslad = {"name": "igdm", "base": {"name": "rslad", **ATTACK}}
   config.eval.adversarial.update({"eps": (EPS / 2, EPS, 1.5 * EPS), "analysis": True})

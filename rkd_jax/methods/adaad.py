@@ -22,6 +22,9 @@ class Method(robust.Robust):
     super().__post_init__()
     check_range("adaad.share", self.share, 0, 1)
 
+  def begin(self, keys, images):
+    return robust.beside(keys, images, self.eps, self.norm)
+
   def inner(self, variables, batch):
     def apart(images):
       return losses.kl_divergence(self.answer(variables, images), self.attacked(variables, images))

@@ -5,7 +5,7 @@ import dataclasses
 
 from rkd_jax import losses
 from rkd_jax.errors import check_range
-from rkd_jax.methods import base, kd, robust
+from rkd_jax.methods import base, robust
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,7 @@ class Method(robust.Robust):
     check_range("ard.temperature", self.temperature, 1e-3, 1e3)
 
   def inner(self, variables, batch):
-    label = kd.with_teachers_labels(batch, batch["answer"])["label"]
-    return lambda images: losses.cross_entropy(self.attacked(variables, images), label)
+    return lambda images: self.hard(self.attacked(variables, images), batch)[0]
 
   def loss(self, player, variables, state, batch, targets, key, step):
     clean, stats = robust.student_on(variables, batch["image"], key)

@@ -35,8 +35,7 @@ class Method(robust.Robust):
     check_range("iad.warmup", self.warmup, 0, 10**9)
 
   def inner(self, variables, batch):
-    label = kd.with_teachers_labels(batch, batch["answer"])["label"]
-    return lambda images: losses.cross_entropy(self.attacked(variables, images), label)
+    return lambda images: self.hard(self.attacked(variables, images), batch)[0]
 
   def targets(self, frozen, batch, key):
     label = kd.with_teachers_labels(batch, batch["answer"])["label"]

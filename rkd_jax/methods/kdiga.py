@@ -21,6 +21,8 @@ from rkd_jax.methods import base, kd, robust
 
 NORMS = ("l2", "squared", "l1", "cosine")
 POINTS = ("clean", "adv")
+LABELLED = ("label", "mix_label", "mix_weight")  # of a batch: what cross-entropy looks at
+CLIP = 1.0  # norm of an update: without it the second derivatives of a fresh network blow up
 ROUND = 1e-6  # rounds the norm's corner: where gradients are equal, so are theirs, and not NaN
 
 
@@ -41,13 +43,13 @@ class Method(robust.Robust):
       clean images it is the pass that the other terms use; an image's gradient then also contains
       how it moves its neighbours) or "eval" (running statistics: its own alone, one pass more).
     label_free: y is the teacher's argmax everywhere, not only where a label is missing.
-    every: align each n-th round only.
+    every: align each n-th round only. Cheaper on accelerators, not on CPU.
     align_batch: align the first n examples of a batch only; 0: all.
   """
 
   ce: float = 1.0
   kl: float = 1.0
-  weight: float = 10.0
+  weight: float = 1.0
   temperature: float = 4.0
   gradient_norm: str = "l2"
   kl_at: str = "clean"
@@ -70,6 +72,11 @@ class Method(robust.Robust):
     self._one_of("align_bn", ("train", "eval"))
     if not self.ce + self.kl + self.weight:
       raise UserError("kdiga.ce, kl and weight are all 0: nothing would be learned. Raise one.")
+
+  def roles(self, networks):
+    roles = super().roles(networks)
+    student = dataclasses.replace(roles["student"], optimizer={"clip": CLIP})
+    return {**roles, "student": student}
 
   def attacks(self):
     aligned = self.weight > 0 and self.align_at == "adv"
@@ -106,76 +113,86 @@ class Method(robust.Robust):
     return kd.with_teachers_labels(batch, answer)
 
   def _when_due(self, batch: base.Batch, gradient: Any, instead: Any, images: jax.Array) -> Any:
-    """gradient(images), or in the rounds between instead(images), which is really cheaper."""
-    if self.every == 1:
+    """gradient(images), or in the rounds between instead(images), which is cheaper.
+
+    Not on CPU, where XLA runs convolutions inside a branch ten times slower than outside: there the
+    gradient is always taken, and without weight between.
+    """
+    if self.every == 1 or jax.default_backend() == "cpu":
       return gradient(images)
     return jax.lax.cond(batch["align"][0] > 0, gradient, instead, images)
+
+  def _worst(self, keys, variables, batch):
+    found = super()._worst
+    if self.kl and self.kl_at == "adv":
+      return found(keys, variables, batch)
+    attack = lambda _: found(keys, variables, batch)  # noqa: E731
+    return self._when_due(batch, attack, lambda images: images, batch["image"])
 
   def targets(self, frozen, batch, key):
     if not self.weight:
       return {"answer": self._answer(frozen, batch)}
-    alone = self.align_at == "clean" and not self.align_batch and self.every == 1
-    if alone:  # the answer comes with the gradient; its own argmax may be the label
-      slope, answer = slopes(
-        lambda images: self.answer(frozen, images),
-        batch["image"], lambda answer: self._labels(batch, answer)["label"],
-      )  # fmt: skip
+
+    def taught(images):
+      return self.answer(frozen, images)
+
+    if self.align_at == "clean" and not self.align_batch and self.every == 1:
+      slope, answer = slopes(taught, batch["image"], lambda z: self._wrong(z, batch, z))
       return {"answer": answer, "slope": slope}
     answer = self._answer(frozen, batch)
-    label = self._labels(batch, answer)["label"][: self.align_batch or None]
+    wrong = self._wrong_of(batch, answer)
     slope = self._when_due(
-      batch,
-      lambda x: slopes(lambda x: self.answer(frozen, x), x, lambda _: label)[0],
-      jnp.zeros_like,
-      self._point(batch),
+      batch, lambda x: slopes(taught, x, wrong)[0], jnp.zeros_like, self._point(batch)
     )
     return {"answer": answer, "slope": slope}
 
   def _answer(self, frozen, batch):
     return batch["answer"] if "answer" in batch else self.answer(frozen, batch["image"])
 
+  def _wrong(self, logits, batch, answer):
+    """float[B]: the cross-entropy whose gradient is aligned."""
+    return losses.mixed_cross_entropy(logits, self._labels(batch, jax.lax.stop_gradient(answer)))[0]
+
+  def _wrong_of(self, batch, answer):
+    """The same of the part of the batch that is aligned, as a function of its logits."""
+    part = self.align_batch or None
+    batch = {name: batch[name][:part] for name in LABELLED if name in batch}
+    return lambda logits: self._wrong(logits, batch, answer[:part])
+
   def loss(self, player, variables, state, batch, targets, key, step):
-    student, labelled = variables["student"], self._labels(batch, targets["answer"])
-    label = labelled["label"]
+    student, answer = variables["student"], targets["answer"]
 
     def passed(images):
       outputs, stats = student(images, train=True, key=key)
       return outputs.logits, stats
 
-    shared = self.align_at == "clean" and self.align_bn == "train" and not self.align_batch
-    if self.weight and shared:
-
-      def aligned(images):
-        return slopes(passed, images, lambda _: label, has_aux=True)
-
-      def plain(images):
-        return jnp.zeros_like(images), passed(images)
-
-      slope, (clean, stats) = self._when_due(batch, aligned, plain, batch["image"])
-    else:
-      clean, stats = passed(batch["image"])
-      slope = self._slope(student, batch, label, key) if self.weight else None
-
-    value, weight = losses.mixed_cross_entropy(clean, labelled)
+    slope, (clean, stats) = self._seen(passed, student, batch, answer, key)
+    value, weight = losses.mixed_cross_entropy(clean, self._labels(batch, answer))
     said = clean if self.kl_at == "clean" or not self.kl else passed(batch["adversarial"])[0]
-    soft = losses.kl_divergence(targets["answer"], said, self.temperature)
+    soft = losses.kl_divergence(answer, said, self.temperature)
     terms = {"ce": (self.ce * value, weight), "kl": robust.everyone(self.kl * soft)}
     metrics = {}
     if slope is not None:
       terms["align"], metrics["gradient_gap"] = self._aligned(slope, targets["slope"], batch)
     return terms, base.Aux(batch_stats={"student": stats}, metrics=metrics)
 
-  def _slope(self, student, batch, label, key):
-    """The student's gradients in a pass of their own."""
+  def _seen(self, passed, student, batch, answer, key):
+    """(the student's gradients, (its logits of the clean images, its new statistics)).
+
+    In one pass where it is the same pass; the gradients are None where nothing is aligned.
+    """
+    if not self.weight:
+      return None, passed(batch["image"])
+    wrong = self._wrong_of(batch, answer)
     train = self.align_bn == "train"
-    label = label[: self.align_batch or None]
+    if train and self.align_at == "clean" and not self.align_batch and self.every == 1:
+      return slopes(passed, batch["image"], lambda found: wrong(found[0]))
 
     def gradient(images):
-      return slopes(lambda x: student(x, train=train, key=key)[0].logits, images, lambda _: label)[
-        0
-      ]
+      return slopes(lambda x: student(x, train=train, key=key)[0].logits, images, wrong)[0]
 
-    return self._when_due(batch, gradient, jnp.zeros_like, self._point(batch))
+    slope = self._when_due(batch, gradient, jnp.zeros_like, self._point(batch))
+    return slope, passed(batch["image"])
 
   def _aligned(self, own: jax.Array, wanted: jax.Array, batch: base.Batch) -> tuple[Any, Any]:
     """The term, and the gap for the log: [B] each, without weight where nothing is aligned."""
@@ -188,21 +205,20 @@ class Method(robust.Robust):
     return (self.weight * value, weight), (value, weight)
 
 
-def slopes(network: Any, images: jax.Array, labels: Any, has_aux: bool = False) -> tuple[Any, Any]:
-  """(each example's d CE / dx, what the network returned).
+def slopes(network: Any, images: jax.Array, wrong: Any) -> tuple[jax.Array, Any]:
+  """(each example's gradient of its loss in its pixels, what the network returned).
 
   It is the gradient of the SUM over the batch, so it depends neither on the batch's size nor on the
   number of devices.
 
   Args:
-    network: images float[B, H, W, C] -> logits float[B, K], or with `has_aux` (logits, anything).
-    labels: logits -> int[B], which carries no gradient.
+    network: images float[B, H, W, C] -> whatever `wrong` takes.
+    wrong: that -> float[B], the loss.
   """
 
   def total(images):
     found = network(images)
-    logits = found[0] if has_aux else found
-    return losses.cross_entropy(logits, labels(jax.lax.stop_gradient(logits))).sum(), found
+    return wrong(found).sum(), found
 
   return jax.grad(total, has_aux=True)(images)
 

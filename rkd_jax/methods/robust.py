@@ -17,6 +17,7 @@ from rkd_jax.errors import UserError, check_range
 from rkd_jax.methods import base, kd
 
 LEAST = 1e-6  # of a step
+NEAR = 0.001  # standard deviation of a start beside the image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,12 @@ class Robust(base.Method):
     if "answer" in batch:
       batch = kd.with_teachers_labels(batch, batch["answer"])
     return losses.mixed_cross_entropy(logits, batch)
+
+
+def beside(keys: jax.Array, images: jax.Array, eps: float, norm: str) -> jax.Array:
+  """Images with a little noise: where the gradient of a divergence is not 0. `keys`: key[B]."""
+  noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
+  return ball.project(images + NEAR * noise, images, eps, norm)
 
 
 def everyone(value: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -21,6 +21,9 @@ class Method(robust.Robust):
     super().__post_init__()
     check_range("rslad.share", self.share, 0, 1)
 
+  def begin(self, keys, images):
+    return robust.beside(keys, images, self.eps, self.norm)
+
   def inner(self, variables, batch):
     answer = batch["answer"]
     return lambda images: losses.kl_divergence(answer, self.attacked(variables, images))

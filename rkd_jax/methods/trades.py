@@ -2,14 +2,9 @@
 
 import dataclasses
 
-import jax
-
 from rkd_jax import losses
-from rkd_jax.adversarial import ball
 from rkd_jax.errors import check_range
 from rkd_jax.methods import base, robust
-
-NEAR = 0.001  # standard deviation of the start, as in the authors' code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +27,7 @@ class Method(robust.Robust):
     return {"student": base.Role(base.network(networks, "student"), player="student")}
 
   def begin(self, keys, images):
-    noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
-    return ball.project(images + NEAR * noise, images, self.eps, self.norm)
+    return robust.beside(keys, images, self.eps, self.norm)
 
   def inner(self, variables, batch):
     clean = self.attacked(variables, batch["image"])
