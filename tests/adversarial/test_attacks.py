@@ -169,6 +169,7 @@ def test_a_random_start_fills_its_ball(norm):
   assert (away.min() < 0.01) == (norm == "l2")
 
 
+@pytest.mark.slow
 def test_on_accelerators_a_second_call_compiles_nothing(monkeypatch):
   """There the steps are a loop, as here after a change of the back end's name."""
   apply = linear.network()
