@@ -91,12 +91,10 @@ class Method(robust.Robust):
     return lambda images: losses.kl_divergence(answer, self.attacked(variables, images))
 
   def batch(self, key, variables, state, batch, step):
-    if self.attacks():
-      batch, state = super().batch(key, variables, state, batch, step)
     if self.every > 1:
       now = jnp.where(step % self.every == 0, 1.0, 0.0)
       batch = {**batch, "align": jnp.broadcast_to(now, batch["label"].shape)}
-    return batch, state
+    return super().batch(key, variables, state, batch, step) if self.attacks() else (batch, state)
 
   # Gradients.
 
