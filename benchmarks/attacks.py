@@ -9,6 +9,7 @@ importable: its package names releases of other packages that it can do without,
 """
 
 import argparse
+import importlib
 import pathlib
 import time
 from typing import Any
@@ -79,7 +80,7 @@ def twin(weights: Any) -> Any:
       super().__init__()
       fan, layers = 1, []
       for kernel, bias in weights["convs"]:
-        conv = torch.nn.Conv2d(fan, kernel.shape[-1], 3, 2, 1)
+        conv: Any = torch.nn.Conv2d(fan, kernel.shape[-1], 3, 2, 1)
         conv.weight.data = torch.tensor(np.asarray(kernel).transpose(3, 2, 0, 1))
         conv.bias.data = torch.tensor(np.asarray(bias))
         layers += [conv, torch.nn.ReLU()]
@@ -96,9 +97,8 @@ def twin(weights: Any) -> Any:
 
 
 def theirs(name: str, model: Any, eps: float, seed: int) -> Any:
-  import torchattacks as ta
-  from torchattacks.wrappers.multiattack import MultiAttack
-
+  ta = importlib.import_module("torchattacks")
+  together = importlib.import_module("torchattacks.wrappers.multiattack").MultiAttack
   own = {"eps": eps, "seed": seed}
   return {
     "fgsm": lambda: ta.FGSM(model, eps=eps),
@@ -108,7 +108,7 @@ def theirs(name: str, model: Any, eps: float, seed: int) -> Any:
     "fab-t": lambda: ta.FAB(model, steps=100, multi_targeted=True, n_classes=10, **own),
     "square": lambda: ta.Square(model, n_queries=5000, **own),
     # not ta.AutoAttack, which leaves its attacks at their default of 10 steps
-    "autoattack": lambda: MultiAttack(
+    "autoattack": lambda: together(
       [
         ta.APGD(model, steps=100, **own),
         ta.APGDT(model, steps=100, n_classes=10, **own),

@@ -16,10 +16,8 @@ import numpy as np
 from rkd_jax.adversarial import ball, base
 from rkd_jax.errors import UserError, check_range
 
-MOMENTUM, ENOUGH = (
-  0.75,
-  0.75,
-)  # of the last move; the share of iterations in which the loss has to rise
+MOMENTUM = 0.75  # of the last move
+ENOUGH = 0.75  # the share of iterations in which the loss has to rise
 NEED = {"ce": 2, "dlr": 3, "dlr-t": 4}  # loss -> classes
 
 
@@ -149,13 +147,13 @@ def _seen(attack: APGD, given: Any, x: jax.Array, i: jax.Array) -> tuple[jax.Arr
       value = targeted_ratio(logits, labels, targets)
     return value.sum(), (value, logits)
 
-  total = jnp.zeros_like(x)
-  for number in range(attack.passes):
-    fold = jax.vmap(jax.random.fold_in, (0, None))
-    own = fold(fold(keys, i), number) if attack.stochastic else keys
-    gradient, (value, logits) = jax.grad(loss, has_aux=True)(x, own)
-    total = total + gradient
-  return total / attack.passes, value, base.fooled(logits, labels)
+  fold, draws = jax.vmap(jax.random.fold_in, (0, None)), [keys]
+  if attack.stochastic:
+    draws = [fold(fold(keys, i), number) for number in range(attack.passes)]
+  seen = [jax.grad(loss, has_aux=True)(x, own) for own in draws]
+  value, logits = seen[-1][1]
+  total = functools.reduce(jnp.add, (gradient for gradient, _ in seen))
+  return total / len(seen), value, base.fooled(logits, labels)
 
 
 @functools.partial(jax.jit, static_argnames="attack")

@@ -98,7 +98,7 @@ def radii(lines: Sequence[Line], name: str, axis: str) -> Markup:
   body += Markup('<text class="mid" transform="translate(11 113) rotate(-90)">{}</text>').format(
     text
   )
-  head = Markup('<svg viewBox="0 0 332 256" role="img" aria-label="{}">').format(name)
+  head = Markup('<svg viewBox="0 0 344 256" role="img" aria-label="{}">').format(name)
   return head + body + Markup("</svg>")
 
 
