@@ -54,7 +54,13 @@ class Method(base.Plugin):
   def roles(self, networks):
     witness = base.Role(base.network(networks, "student"))
     kept = base.Role(init=lambda key, made, example: jnp.ones(example.size, bool))
-    return {**super().roles(networks), "witness": witness, "kept": kept}
+    found = super().roles(networks)
+    if "teacher" not in found:
+      raise UserError(
+        f"agreement asks a witness about the teacher's answers, but {self.base.name!r} has no "
+        "teacher. Wrap a method that has one, as kd."
+      )
+    return {**found, "witness": witness, "kept": kept}
 
   def init_state(self, key, variables, example):
     keep = jnp.zeros(example.size, bool)

@@ -136,6 +136,8 @@ def _convs(network: Network) -> tuple[tuple[str, ...], ...]:
       paths.append((*context.module.path, "kernel"))
     return call(*args, **kwargs)
 
+  # Of a function that was never traced: of one that was, JAX knows the shapes, and runs nothing.
+  untraced = lambda key: network.init(key)  # noqa: E731
   with nn.intercept_methods(record):
-    jax.eval_shape(network.init, jax.random.key(0))
+    jax.eval_shape(untraced, jax.random.key(0))
   return tuple(paths)

@@ -99,7 +99,8 @@ class _Events:
   def write(self, step: int, values: Mapping[str, float]) -> None:
     with _explained(self._directory):
       for name, value in values.items():
-        self._put(step, summary=self._scalar(name, value))
+        if math.isfinite(value):  # TensorBoard has no place for others, and warns of each
+          self._put(step, summary=self._scalar(name, value))
 
   def _put(self, step: int, **what: Any) -> None:
     self._file.write_event(self._event(wall_time=time.time(), step=step, **what))

@@ -10,7 +10,7 @@ import small
 
 from rkd_jax.data.augment import Augment
 from rkd_jax.errors import UserError
-from rkd_jax.methods import agreement, consistency, kd, views
+from rkd_jax.methods import agreement, consistency, kd, pgd_at, views
 from rkd_jax.methods.base import Aux
 from rkd_jax.training import update
 from rkd_jax.training.checkpoint import digest
@@ -239,3 +239,8 @@ def test_the_whole_phase_delivers_student_and_keep():
 def test_wrong_fields_are_named(wrong):
   with pytest.raises(UserError, match=f"agreement.{next(iter(wrong))}"):
     plugin(**wrong)
+
+
+def test_a_base_without_a_teacher_is_refused():
+  with pytest.raises(UserError, match="'pgd_at' has no teacher"):
+    agreement.Method(base=pgd_at.Method()).roles(small.NETWORKS)

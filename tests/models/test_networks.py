@@ -206,6 +206,13 @@ def test_convs_in_forward_order():
   assert len(wrap(resnet.Model(20, shortcut="B")).convs) == 21
 
 
+def test_convs_of_a_network_whose_shapes_are_known_already():
+  network = wrap(wideresnet.Model(16, 1, classes=13))  # one that no other test has
+  init = network.init
+  jax.eval_shape(init, jax.random.key(0))  # JAX keeps what it traced as long as `init` lives
+  assert len(network.convs) == 16
+
+
 @each_model
 def test_bn_group(module):
   network, values = ready(module)

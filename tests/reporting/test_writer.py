@@ -50,6 +50,12 @@ def test_nan_becomes_null(tmp_path):
   assert read_lines(tmp_path / "m.jsonl") == [{"step": 0, "loss": None, "norm": None}]
 
 
+def test_tensorboard_is_not_told_of_nan(tmp_path, caplog):
+  with MetricsWriter(tmp_path / "m.jsonl", tmp_path / "events") as writer:
+    writer.write(0, {"loss": float("nan"), "accuracy": 1.0})
+  assert not caplog.records  # tensorboardX warns
+
+
 def test_tensorboard_events_are_written(tmp_path):
   run(tmp_path / "m.jsonl", 0, 4, tmp_path / "events")
   run(tmp_path / "m.jsonl", 2, 6, tmp_path / "events")
