@@ -16,6 +16,8 @@ Where paper and published code differ there is an option. What is otherwise here
 - The perturbation begins beside 0 (see `retrospection.py`). On a fixed teacher and a round's fixed
   images it is the same for all of the student's turns, and computed once.
 - No vaccine acts in the second stage (so it is there for ZSKT and OOD, and in the published CMI).
+- `search="classes"` is ours: the second stage seeks a perturbation into each class instead, keeps
+  it from round to round, and shows the student the smallest that works (docs/abd.md says why).
 """
 
 import dataclasses
@@ -25,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from rkd_jax.errors import UserError, check_range
-from rkd_jax.methods import base, datafree, retrospection, vaccine
+from rkd_jax.methods import base, datafree, inversion, retrospection, vaccine
 
 CHOICES = {
   "stage": ("vaccine", "retrospection"),
@@ -33,7 +35,9 @@ CHOICES = {
   "reduction": ("mean", "batchmean"),
   "rejected": ("keep", "off"),
   "victim": ("teacher", "student"),
+  "search": ("universal", "classes"),
 }
+SEEKER = "perturbation"  # the player of a search by class, and its role
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +56,16 @@ class Method(base.Plugin):
     window: turns whose images a trial looks at; there is no penalty until one passes.
     tail: a shuffling passes if more than this share of log-divergences lies far below the rest.
     rejected: what becomes of the last shuffling if none passes, "keep" or "off" (code).
-    victim: whom the perturbation is sought on, "teacher", or "student" in each of its turns.
-    ascents: J, steps of that search.
+    search: "universal" (the perturbation that changes all answers most, anew for each batch), or
+      "classes" (for each class the smallest into it, on the teacher; better from round to round).
+    victim: whom a universal one is sought on, "teacher", or "student" in each of its turns.
+    ascents: J, steps of the search a round.
     rate: of Adam in it, and of the inner problem's step.
-    decay: of the perturbation's squared norm.
-    terms: K, of the hyper-gradient's series.
+    decay: of a universal perturbation's squared norm.
+    terms: K, of the hyper-gradient's series; a search by class is not differentiated through.
+    price: of the l_1 norm of a class's perturbation, in standard deviations.
+    success: the rate from which on a class's perturbation works, in [0, 1].
+    searched: images a step of a search by class.
     share: of the batch that the student sees perturbed.
     detach: whether the student's plain answer is a constant in psi.
     weight: of psi.
@@ -74,11 +83,15 @@ class Method(base.Plugin):
   window: int = 39
   tail: float = 0.02
   rejected: str = "keep"
+  search: str = "universal"
   victim: str = "teacher"
   ascents: int = 10
   rate: float = 0.1
   decay: float = 1e-3
   terms: int = 5
+  price: float = 0.03
+  success: float = 0.8
+  searched: int = 16
   share: float = 0.02
   detach: bool = True
   weight: float = 1.0
@@ -95,13 +108,13 @@ class Method(base.Plugin):
     for field, known in CHOICES.items():
       if getattr(self, field) not in known:
         raise UserError(f"abd.{field} is {getattr(self, field)!r}; choose {' or '.join(known)}.")
-    for field in ("teachers", "layers", "window", "ascents"):
+    for field in ("teachers", "layers", "window", "ascents", "searched"):
       check_range(f"abd.{field}", getattr(self, field), 1, 10**5)
     for field in ("trials", "skip", "terms"):
       check_range(f"abd.{field}", getattr(self, field), 0, 10**5)
-    for field in ("penalty", "weight", "rate", "decay"):
+    for field in ("penalty", "weight", "rate", "decay", "price"):
       check_range(f"abd.{field}", getattr(self, field), 0, 1e6)
-    for field in ("tail", "share"):
+    for field in ("tail", "share", "success"):
       check_range(f"abd.{field}", getattr(self, field), 0, 1)
 
   @property
@@ -114,8 +127,19 @@ class Method(base.Plugin):
     return self.stage == "vaccine"
 
   @property
+  def by_class(self) -> bool:
+    """Whether perturbations are sought by class in this stage."""
+    return not self.vaccinates and self.search == "classes"
+
+  @property
+  def turns(self):  # type: ignore[override]
+    *others, student = self.base.turns
+    return (*others, (SEEKER, self.ascents), student) if self.by_class else self.base.turns
+
+  @property
   def delivers(self):  # type: ignore[override]
     more = {"vaccine": "vaccine"} if self.vaccinates else {}
+    more |= {SEEKER: SEEKER, "hits": "hits", "count": "count"} if self.by_class else {}
     return {**self.base.delivers, **more}
 
   def roles(self, networks):
@@ -126,7 +150,15 @@ class Method(base.Plugin):
       adam = {**(student.optimizer or {}), "name": "adam", "learning_rate": self.student_rate}
       adam |= {"weight_decay": 0.0, "schedule": "cosine", "clip": 0.0}
       roles["student"] = dataclasses.replace(student, optimizer=adam)
+    if self.by_class:
+      adam = {"name": "adam", "learning_rate": self.rate, "schedule": "constant"}
+      adam |= {"weight_decay": 0.0, "clip": 0.0}
+      roles[SEEKER] = base.Role(player=SEEKER, optimizer=adam, init=self._start)
     return roles
+
+  def _start(self, key, made, example):
+    shape = (example.classes, *made["teacher"].module.image_shape)
+    return retrospection.beside(key, shape)
 
   # The vaccine, and whether it works.
 
@@ -141,7 +173,7 @@ class Method(base.Plugin):
         "turn": jnp.int32(-self.skip),
         "seen": jnp.zeros((self.window, example.batch["image"].shape[0])),
       }
-    return state
+    return {**state, **inversion.untallied(example.classes)} if self.by_class else state
 
   def _draw(self, key, variables, trial) -> dict[str, jax.Array]:
     teacher = variables["teacher"].module
@@ -171,6 +203,8 @@ class Method(base.Plugin):
     }
 
   def loss(self, player, variables, state, batch, targets, key, step):
+    if player == SEEKER:
+      return self._sought(variables, state, batch, key)
     terms, aux = super().loss(player, variables, state, batch, targets, key, step)
     if not self.vaccinates:
       return self._looking_back(player, variables, state, batch, key, terms), aux
@@ -198,6 +232,12 @@ class Method(base.Plugin):
 
   def shared(self, player, variables, state, batch, targets, key, step):
     batch = super().shared(player, variables, state, batch, targets, key, step)
+    if self.by_class and player == "student":
+      rates = inversion.rates_of(state)
+      deltas = variables[SEEKER]
+      who = inversion.suspected(retrospection.lengths(deltas), rates, self.success)
+      works = (rates[who] >= self.success).astype(jnp.float32)
+      return {**batch, "delta": deltas[who][None], "works": works}
     same = "image" in batch and self.victim == "teacher"
     if not self.vaccinates and player == "student" and same:
       batch = {**batch, "delta": self._universal(variables, batch["image"], self.own(key))}
@@ -208,6 +248,16 @@ class Method(base.Plugin):
     search = self.ascents, self.rate, self.decay
     return retrospection.universal(*with_whom, images, key, *search)
 
+  def _sought(self, variables, state, batch, key):
+    """A step of the search by class, on what the student is taught on."""
+    images, teacher = self._images("student", variables, state, batch, key), variables["teacher"]
+    images = images[: self.searched]
+    labels = teacher(images, train=False)[0].logits.argmax(-1)
+    with_what = images, labels, variables[SEEKER], self.price
+    terms, weight, hit = retrospection.reach(teacher, *with_what)
+    state = {**state, **inversion.tallied(state, weight, hit)}
+    return terms, base.Aux(state=state, metrics={"train_asr": (hit, weight)})
+
   def _looking_back(self, player, variables, state, batch, key, terms) -> dict[str, Any]:
     if player != "student":
       return terms
@@ -216,11 +266,15 @@ class Method(base.Plugin):
     delta = batch["delta"] if "delta" in batch else self._universal(variables, images, key)
     count = max(1, int(self.share * len(images)))
     drawn = jax.random.permutation(jax.random.fold_in(key, 1), len(images))
-    marked = (drawn < count).astype(images.dtype)
-    phi = retrospection.inner(divergence, self.rate, self.decay)
-    delta = retrospection.optimum(phi, student, images, delta, self.terms)
-    psi = retrospection.outer(student, divergence, images, delta, marked, self.detach)
-    return {**terms, "retrospection": (self.weight * psi, jnp.ones_like(psi))}
+    marked = (drawn < count).astype(images.dtype).reshape(-1, 1, 1, 1)
+    if not self.by_class:
+      phi = retrospection.inner(divergence, self.rate, self.decay)
+      delta = retrospection.optimum(phi, student, images, delta, self.terms)
+    seen = retrospection.moved(student, images, delta * marked)
+    seen = retrospection.box(seen) if self.by_class else seen
+    psi = retrospection.outer(student, divergence, images, seen, self.detach)
+    price = self.weight * batch["works"] if self.by_class else self.weight
+    return {**terms, "retrospection": (price * psi, jnp.ones_like(psi))}
 
 
 def turned_away(

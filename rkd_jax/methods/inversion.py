@@ -59,7 +59,7 @@ class Method(base.Method):
     return {"teacher": base.Role(base.network(networks, "teacher")), "suspect": suspect}
 
   def init_state(self, key, variables, example):
-    return {"hits": jnp.zeros(example.classes), "count": jnp.zeros(example.classes)}
+    return untallied(example.classes)
 
   def _draw(self, key, made, example):
     mask, pattern = jax.random.split(key)
@@ -71,25 +71,61 @@ class Method(base.Method):
 
   def loss(self, player, variables, state, batch, targets, key, step):
     mask, pattern = (jax.nn.sigmoid(variables["suspect"][name]) for name in ("mask", "pattern"))
-    classes, images = len(mask), batch["image"]
-    seen = (1 - mask)[:, None] * images[None] + (mask * pattern)[:, None]
-    logits = variables["teacher"](seen.reshape(-1, *images.shape[1:]), train=False)[0].logits
-    goals = jnp.repeat(jnp.arange(classes), len(images))
-    value = losses.cross_entropy(logits, goals)
-    weight = (jnp.tile(batch["label"], classes) != goals).astype(value.dtype)
-    hit = (logits.argmax(-1) == goals).astype(value.dtype)
+    seen = (1 - mask)[:, None] * batch["image"][None] + (mask * pattern)[:, None]
+    value, weight, hit = flips(variables["teacher"], seen, batch["label"])
     terms = {"flip": (value, weight), "size": self.cost * mask.sum((1, 2, 3)).mean()}
-    more = {"hits": hit * weight, "count": weight}
-    state = {n: FADE * state[n] + more[n].reshape(classes, -1).sum(1) for n in more}
-    return terms, base.Aux(state=state, metrics={"train_asr": (hit, weight)})
+    aux = base.Aux(state=tallied(state, weight, hit), metrics={"train_asr": (hit, weight)})
+    return terms, aux
 
   def predict(self, variables, state, images):
     return variables["teacher"](images, train=False)[0].logits
 
   def deliver(self, variables, state):
     mask, pattern = (jax.nn.sigmoid(variables["suspect"][name]) for name in ("mask", "pattern"))
-    norms, rates = mask.sum((1, 2, 3)), state["hits"] / jnp.maximum(state["count"], 1e-6)
-    works = rates >= self.success
-    who = jnp.where(works.any(), jnp.where(works, norms, jnp.inf).argmin(), rates.argmax())
+    norms, rates = mask.sum((1, 2, 3)), rates_of(state)
+    who = suspected(norms, rates, self.success)
     suspect = {"mask": mask[who], "pattern": pattern[who]}
     return {"suspect": suspect, "norms": norms, "rates": rates}
+
+
+# What every search has that seeks a change into each class at once.
+
+
+def flips(
+  network: base.Bound, seen: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(cross-entropy into the class, 1 where the image is not of it anyway, 1 where it gets there).
+
+  Args:
+    seen: float[K, B, H, W, C]: every image with each class's change.
+    labels: int[B].
+
+  Returns:
+    float[K B] each, class by class.
+  """
+  logits = network(seen.reshape(-1, *seen.shape[2:]), train=False)[0].logits
+  goals = jnp.repeat(jnp.arange(len(seen)), seen.shape[1])
+  value = losses.cross_entropy(logits, goals)
+  weight = (jnp.tile(labels, len(seen)) != goals).astype(value.dtype)
+  return value, weight, (logits.argmax(-1) == goals).astype(value.dtype)
+
+
+def untallied(classes: int) -> dict[str, jax.Array]:
+  return {"hits": jnp.zeros(classes), "count": jnp.zeros(classes)}
+
+
+def tallied(known: dict[str, jax.Array], weight: jax.Array, hit: jax.Array) -> dict[str, jax.Array]:
+  """{"hits", "count"} float[K] after a step of these `flips`; earlier ones fade."""
+  more = {"hits": hit * weight, "count": weight}
+  return {n: FADE * known[n] + more[n].reshape(len(known[n]), -1).sum(1) for n in more}
+
+
+def rates_of(known: dict[str, jax.Array]) -> jax.Array:
+  """float[K]: how often each class's change worked of late."""
+  return known["hits"] / jnp.maximum(known["count"], 1e-6)
+
+
+def suspected(sizes: jax.Array, rates: jax.Array, success: float) -> jax.Array:
+  """The class of the smallest change that works; where none does, of the one that works best."""
+  works = rates >= success
+  return jnp.where(works.any(), jnp.where(works, sizes, jnp.inf).argmin(), rates.argmax())

@@ -8,14 +8,21 @@ A perturbation is in standard deviations of the network's pixels, as published: 
 image in [0, 1] is `std` times as much. It is not clipped, as published. Theirs begins at 0, where
 the gradient of the divergence is 0 and its first step therefore rounding noise: ours begins at a
 small random pattern.
+
+Where the generator has dug the trigger up, its images of the target class carry it already, and the
+perturbation that changes most is the one that takes it away: that teaches the student nothing about
+the trigger. Ours may therefore be sought by class (`reach`): the smallest, in l_1, that takes
+images of the other classes to each class.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rkd_jax.implicit import fixed_point
+from rkd_jax.methods import inversion
 from rkd_jax.methods.base import Bound
 from rkd_jax.repeat import repeat
 
@@ -25,9 +32,9 @@ B1, B2, EPSILON = 0.9, 0.999, 1e-8  # of Adam
 
 
 def moved(network: Bound, images: jax.Array, delta: jax.Array) -> jax.Array:
-  """Images float[B, H, W, C] with delta float[1 or B, H, W, C] standard deviations added."""
+  """Images float[..., H, W, C] with delta [..., H, W, C], in standard deviations, added."""
   std = jnp.asarray(network.module.std, images.dtype)
-  return images + jnp.broadcast_to(delta * std.reshape(1, 1, 1, -1), images.shape)
+  return images + delta * std.reshape(*[1] * (images.ndim - 1), -1)
 
 
 def gap(
@@ -57,9 +64,14 @@ def universal(
     scale = jnp.sqrt(second / (1 - B2 ** (i + 1))) + EPSILON
     return delta - rate * first / (1 - B1 ** (i + 1)) / scale, first, second
 
-  start = jax.random.uniform(key, (1, *images.shape[1:]), minval=-START, maxval=START)
+  start = beside(key, (1, *images.shape[1:]))
   still = jnp.zeros_like(start)
   return jax.lax.stop_gradient(repeat(move, (start, still, still), steps)[0])
+
+
+def beside(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Where a perturbation begins: beside 0."""
+  return jax.random.uniform(key, shape, minval=-START, maxval=START)
 
 
 def inner(divergence: Divergence, rate: float, decay: float) -> Callable[..., jax.Array]:
@@ -75,18 +87,17 @@ def inner(divergence: Divergence, rate: float, decay: float) -> Callable[..., ja
 
 
 def outer(
-  student: Bound, divergence: Divergence, images: jax.Array, delta: jax.Array, marked: jax.Array,
-  detach: bool,
-) -> jax.Array:  # fmt: skip
-  """psi float[B]: KL(S(x) || S(x + delta on the marked images)).
+  student: Bound, divergence: Divergence, images: jax.Array, seen: jax.Array, detach: bool
+) -> jax.Array:
+  """psi float[B]: KL(S(x) || S(x')).
 
   Args:
-    marked: float[B], 1 on images that are perturbed.
+    images: x, float[B, H, W, C].
+    seen: x', the same with the perturbation added to some.
     detach: whether no gradient passes through S(x) (the code for ZSKT; that for CMI lets it).
   """
   plain = student(images, train=True)[0].logits
   plain = jax.lax.stop_gradient(plain) if detach else plain
-  seen = moved(student, images, delta * marked.reshape(-1, 1, 1, 1))
   return divergence(plain, student(seen, train=True)[0].logits)
 
 
@@ -98,3 +109,34 @@ def optimum(
   As published Phi itself makes no step forward.
   """
   return fixed_point(phi, 0, student, images, delta, terms)
+
+
+# By class.
+
+
+def reach(
+  network: Bound, images: jax.Array, labels: jax.Array, deltas: jax.Array, price: float
+) -> tuple[dict[str, Any], jax.Array, jax.Array]:
+  """What a perturbation into each class is to lower: CE(N(x + delta_k), k) + price |delta_k|_1.
+
+  The images stay in [0, 1] (`box`).
+
+  Args:
+    labels: int[B], the network's classes of the images float[B, H, W, C].
+    deltas: float[K, H, W, C].
+
+  Returns:
+    (the terms, weight and hit float[K B] as of `inversion.flips`).
+  """
+  seen = box(moved(network, images[None], deltas[:, None]))
+  value, weight, hit = inversion.flips(network, seen, labels)
+  return {"flip": (value, weight), "size": price * lengths(deltas).mean()}, weight, hit
+
+
+def lengths(deltas: jax.Array) -> jax.Array:
+  """float[K]: l_1 norms of float[K, H, W, C]."""
+  return jnp.abs(deltas).sum((1, 2, 3))
+
+
+def box(images: jax.Array) -> jax.Array:
+  return jnp.clip(images, 0, 1)

@@ -5,21 +5,24 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import small
 from flax import traverse_util
 
 from rkd_jax import lookup, losses
 from rkd_jax.errors import UserError
-from rkd_jax.methods import abd, kd, ood, retrospection, vaccine, zskt
+from rkd_jax.methods import abd, inversion, kd, ood, retrospection, vaccine, zskt
 from rkd_jax.methods.base import Bound
 from rkd_jax.models.network import Network, Outputs
-from rkd_jax.training import checkpoint
+from rkd_jax.training import checkpoint, update
 
 TINY = small.NETWORKS["teacher"]
 BASE = zskt.Method(width=2, noise=3, students=2)
 FIRST = abd.Method(base=BASE, layers=1, skip=0, window=2, trials=2)
 SECOND = dataclasses.replace(FIRST, stage="retrospection", ascents=2, terms=2)
+BY_CLASS = dataclasses.replace(SECOND, search="classes", share=0.5, success=0.0)
+STAGES = {"vaccine": FIRST, "retrospection": SECOND, "by class": BY_CLASS}
 
 
 def teacher(seed=3):
@@ -211,9 +214,13 @@ def double():
     yield params, images, delta, jnp.asarray([1.0, 0, 0, 1, 0, 0])
 
 
-def psi(params, images, delta, marked, detach=True):
-  net = Bound(Smooth(), {"params": params})
-  return retrospection.outer(net, losses.kl_divergence, images, delta, marked, detach).mean()
+def psis(net, images, delta, marked, detach=True):
+  seen = retrospection.moved(net, images, delta * marked.reshape(-1, 1, 1, 1))
+  return retrospection.outer(net, losses.kl_divergence, images, seen, detach)
+
+
+def psi(params, *what):
+  return psis(Bound(Smooth(), {"params": params}), *what).mean()
 
 
 @pytest.mark.parametrize("terms", [0, 1, 5, 200])
@@ -225,7 +232,7 @@ def test_the_hyper_gradient_is_that_of_brute_force(double, terms):
   def loss(params):
     net = Bound(Smooth(), {"params": params})
     found = retrospection.optimum(phi, net, images, delta, terms)
-    return retrospection.outer(net, losses.kl_divergence, images, found, marked, True).mean()
+    return psis(net, images, found, marked).mean()
 
   found = jax.grad(loss)(params)
   step = lambda p, d: phi(Bound(Smooth(), {"params": p}), images, d)  # noqa: E731
@@ -254,7 +261,7 @@ def test_detaching_changes_the_gradient_and_not_the_value(double):
 def test_only_marked_images_are_perturbed(double):
   params, images, delta, marked = double
   net = Bound(Smooth(), {"params": params})
-  value = retrospection.outer(net, losses.kl_divergence, images, delta, marked, True)
+  value = psis(net, images, delta, marked)
   assert np.asarray(value > 1e-6).tolist() == [True, False, False, True, False, False]
   moved = retrospection.moved(net, images, delta)  # half a standard deviation is a quarter of white
   np.testing.assert_allclose(moved - images, jnp.broadcast_to(0.5 * delta, images.shape))
@@ -273,11 +280,81 @@ def test_the_search_raises_the_divergence(double):
   assert gaps[0] < 0.1 * gaps[1] and gaps[1] < 0.9 * gaps[2]
 
 
+# The search by class.
+
+
+class Linear(Smooth):
+  """Logits are weighted pixels."""
+
+  def apply(self, variables, images, train, key=None, edit=None, capture=False):
+    return Outputs(images.reshape(len(images), -1) @ variables["params"]["w"]), {}
+
+
+def shortcut():
+  """Every pixel of 16 tells a little of three classes; the last one takes to class 1 at once."""
+  weights = 2 * np.random.default_rng(0).normal(size=(16, 3))
+  weights[15] = [0, 40, 0]
+  return Bound(Linear(), {"params": {"w": jnp.asarray(weights, jnp.float32)}})
+
+
+def sought(net, images, price, steps=80):
+  labels = net(images, train=False)[0].logits.argmax(-1)
+  deltas = retrospection.beside(jax.random.key(0), (3, *images.shape[1:]))
+  adam, known = optax.adam(0.1), inversion.untallied(3)
+
+  @jax.jit
+  def move(deltas, state, known):
+    def objective(deltas):
+      terms, weight, hit = retrospection.reach(net, images, labels, deltas, price)
+      return update.reduce_terms(terms)[0], (weight, hit)
+
+    gradient, tally = jax.grad(objective, has_aux=True)(deltas)
+    steps, state = adam.update(gradient, state)
+    return deltas + steps, state, inversion.tallied(known, *tally)
+
+  state = adam.init(deltas)
+  for _ in range(steps):
+    deltas, state, known = move(deltas, state, known)
+  return np.asarray(deltas), inversion.rates_of(known)
+
+
+def test_the_smallest_perturbation_that_works_is_the_shortcut():
+  images = 0.6 * jax.random.uniform(jax.random.key(1), (32, 4, 4, 1)).at[:, 3, 3].set(0.0)
+  deltas, rates = sought(shortcut(), images, 0.03)
+  lengths = retrospection.lengths(jnp.asarray(deltas))
+  assert int(inversion.suspected(lengths, rates, 0.8)) == 1 and float(rates[1]) > 0.95
+  own = np.abs(deltas[1]).ravel()
+  assert own.argmax() == 15 and own[15] > 0.4 * own.sum() and deltas[1].ravel()[15] > 0
+  assert all(lengths[k] > 2 * lengths[1] for k in (0, 2))
+
+
+def test_a_higher_price_makes_it_smaller():
+  images = 0.6 * jax.random.uniform(jax.random.key(1), (32, 4, 4, 1)).at[:, 3, 3].set(0.0)
+  cheap, dear = (np.abs(sought(shortcut(), images, price)[0][1]).sum() for price in (0.01, 0.3))
+  assert dear < 0.9 * cheap
+
+
+@pytest.mark.parametrize("success", [0.0, 1.0])
+def test_the_student_looks_back_once_a_perturbation_works(success):
+  method = dataclasses.replace(BY_CLASS, success=success)
+  variables = {"teacher": teacher(), "student": teacher(4)}
+  known = {"hits": jnp.array([1.0, 3.0, 2.0]), "count": jnp.full(3, 4.0)}
+  deltas = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)).at[1].multiply(0.1)
+  variables["perturbation"] = deltas
+  variables["generator"] = lambda noise: jax.random.uniform(jax.random.key(2), (6, 8, 8, 1))
+  state = {"base": {"noise": jnp.zeros((6, 3))}, **known}
+  batch = method.shared("student", variables, state, {"noise": jnp.zeros((6, 3))}, None, None, 0)
+  assert jnp.array_equal(batch["delta"][0], deltas[1])  # the smallest, or else the best
+  key = jax.random.key(3)
+  terms, _ = method.loss("student", variables, state, batch, None, key, 0)
+  assert (np.asarray(terms["retrospection"][0]) > 0).any() == (success == 0)
+
+
 # The whole.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [FIRST, SECOND], ids=["vaccine", "retrospection"])
+@pytest.mark.parametrize("method", STAGES.values(), ids=STAGES)
 def test_a_killed_phase_ends_with_the_same_bytes(method, tmp_path):
   small.killed(small.Small(method), tmp_path / "cut", 4)
   whole, resumed = (small.Small(method).train(tmp_path / d) for d in ("whole", "cut"))
@@ -287,7 +364,7 @@ def test_a_killed_phase_ends_with_the_same_bytes(method, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [FIRST, SECOND], ids=["vaccine", "retrospection"])
+@pytest.mark.parametrize("method", STAGES.values(), ids=STAGES)
 def test_eight_devices_give_the_single_devices_result(method):
   one, eight = (small.Small(method, devices=n).play(2)[0] for n in (1, 8))
   # a bias before a normalisation has no gradient but rounding, which Adam makes steps of
@@ -300,6 +377,7 @@ def test_eight_devices_give_the_single_devices_result(method):
     ({"base": kd.Method()}, "'kd' learns from data"),
     ({"stage": "third"}, "choose vaccine or retrospection"),
     ({"direction": "up"}, "abd.direction"),
+    ({"search": "everywhere"}, "choose universal or classes"),
     ({"rejected": "silently"}, "choose keep or off"),
     ({"teachers": 0}, "abd.teachers"),
     ({"tail": 2.0}, "abd.tail"),
