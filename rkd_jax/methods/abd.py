@@ -16,6 +16,7 @@ Where paper and published code differ there is an option. What is otherwise here
 - The perturbation begins beside 0 (see `retrospection.py`). On a fixed teacher and a round's fixed
   images it is the same for all of the student's turns, and computed once.
 - No vaccine acts in the second stage (so it is there for ZSKT and OOD, and in the published CMI).
+  ZSKT's generator stands still in it: there the rate of its last rounds is next to 0.
 - `search="classes"` is ours: the second stage seeks a perturbation into each class instead, keeps
   it from round to round, and shows the student the smallest that works (docs/abd.md says why).
 """
@@ -90,7 +91,7 @@ class Method(base.Plugin):
   decay: float = 1e-3
   terms: int = 5
   price: float = 0.03
-  success: float = 0.8
+  success: float = 0.9
   searched: int = 16
   share: float = 0.02
   detach: bool = True
@@ -134,7 +135,15 @@ class Method(base.Plugin):
   @property
   def turns(self):  # type: ignore[override]
     *others, student = self.base.turns
-    return (*others, (SEEKER, self.ascents), student) if self.by_class else self.base.turns
+    if self.stands_still:
+      others = [turn for turn in others if turn[0] != "generator"]
+    seeker = [(SEEKER, self.ascents)] if self.by_class else []
+    return (*others, *seeker, student)
+
+  @property
+  def stands_still(self) -> bool:
+    """Whether the generator makes what it made at the end of the first stage."""
+    return not self.vaccinates and self.base.settles
 
   @property
   def delivers(self):  # type: ignore[override]
@@ -150,6 +159,8 @@ class Method(base.Plugin):
       adam = {**(student.optimizer or {}), "name": "adam", "learning_rate": self.student_rate}
       adam |= {"weight_decay": 0.0, "schedule": "cosine", "clip": 0.0}
       roles["student"] = dataclasses.replace(student, optimizer=adam)
+    if self.stands_still:
+      roles["generator"] = dataclasses.replace(roles["generator"], player=None, optimizer=None)
     if self.by_class:
       adam = {"name": "adam", "learning_rate": self.rate, "schedule": "constant"}
       adam |= {"weight_decay": 0.0, "clip": 0.0}

@@ -32,6 +32,7 @@ class DataFree(base.Method):
   temperature: float = 1.0
   reduction: str = "batchmean"
   part: ClassVar = "nothing"
+  settles: ClassVar = False  # whether its generator has come to rest when its training ends
 
   def __post_init__(self):
     check_range(f"{self.name}.temperature", self.temperature, 1e-3, 1e3)

@@ -49,6 +49,7 @@ class Method(datafree.DataFree):
   generator_rate: float = 1e-3
   student_rate: float = 2e-3
   delivers: ClassVar = {"student": "student", "generator": "generator"}
+  settles: ClassVar = True
 
   def __post_init__(self):
     super().__post_init__()
