@@ -14,6 +14,7 @@ from typing import Any
 
 from rkd_jax import lookup
 from rkd_jax.errors import UserError, nearest
+from rkd_jax.methods.abd import LATER
 from rkd_jax.methods.base import Method, Plugin
 from rkd_jax.phases import Config, Delivery, Phase
 from rkd_jax.setup import Setup, Spec, make_method
@@ -56,7 +57,9 @@ def abd(setup: Setup, *, rounds: int = 20, **fields: Any) -> Phases:
   if rounds < 1:
     raise UserError(f"abd.rounds is {rounds}; it must be at least 1.")
   spec = {"name": "abd", **fields}
-  method = make_method({**spec, "stage": "vaccine"})
+  # What only the second stage asks for is left out, so that all ways to look back share the first.
+  early = {name: value for name, value in spec.items() if name not in LATER}
+  method = make_method({**early, "stage": "vaccine"})
   first = setup.student("vaccinated", method, {})
   given = {name: first[name] for name in method.delivers if name != "vaccine"}
   last = make_method({**spec, "stage": "retrospection"})

@@ -12,6 +12,7 @@ from rkd_jax import recipes, selection
 from rkd_jax.data.sources import Dataset, Split
 from rkd_jax.errors import UserError
 from rkd_jax.methods import (
+  abd,
   agreement,
   attention,
   consistency,
@@ -300,6 +301,18 @@ def test_what_cannot_be(wrong, message):
     made = setup(**wrong)
     for spec in recipes.specs(made.config).values():
       recipes.phases(made, spec)
+
+
+def test_all_ways_to_look_back_share_the_vaccinated_student():
+  def made(**fields):
+    changes = {f"method__abd__{name}": value for name, value in fields.items()}
+    return phases("abd", methods=("abd",), **changes)
+
+  one, other = made(layers=3), made(layers=3, weight=5.0, share=0.5)
+  assert one["vaccinated"] == other["vaccinated"] and one["student"] != other["student"]
+  assert made(layers=2)["vaccinated"].key != one["vaccinated"].key
+  names = {field.name for field in dataclasses.fields(abd.Method)}
+  assert names > abd.LATER and "layers" not in abd.LATER
 
 
 def test_fields_that_a_recipe_does_not_take():

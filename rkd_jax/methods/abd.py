@@ -38,6 +38,10 @@ CHOICES = {
   "victim": ("teacher", "student"),
   "search": ("universal", "classes"),
 }
+LATER = frozenset(  # fields that only the second stage reads
+  ("search", "victim", "ascents", "rate", "decay", "terms", "price", "success", "searched", "share")
+  + ("detach", "weight", "student_rate")
+)
 SEEKER = "perturbation"  # the player of a search by class, and its role
 
 
