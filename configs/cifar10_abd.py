@@ -3,7 +3,8 @@
 Source: table 1 and the code of ABD (arXiv 2306.02368): 10 % poisoned, target 0, teachers of 200
 epochs (SGD .1, cosine, batch 128, weight decay 5e-4); ZSKT of 80,000 rounds of 128 (Adam, student
 2e-3, generator 1e-3, KL's mean over classes, attention 250), the vaccine all along without its
-check, then 600 rounds of retrospection. The argument is TRIGGER or short-TRIGGER:
+check, then 600 rounds of retrospection: `abd_published`; `abd` seeks its perturbation by class. The
+argument is TRIGGER or short-TRIGGER:
 
   badnets_grid   chequered 3x3 patch           trojan_wm   a watermark, our own drawing
   badnets        white 4x4 patch, 1 px in      blended     a noise image, share .2
@@ -42,7 +43,7 @@ def get_config(arg: str | None = None) -> Config:
   config.teacher.augment.update({"crop": 4, "flip": True})
   config.student.update({"network": "wideresnet-16-1", "batch_size": 128, "steps": 80_000})
   config.student.rounds_per_epoch = 1000
-  config.methods, config.clean_teacher_seeds = ("zskt", "abd"), 1
+  config.methods, config.clean_teacher_seeds = ("zskt", "abd_published", "abd"), 1
   config.method.abd.update({"rounds": 600, "trials": 0})
   if length:
     config.data.train = 20000.0
@@ -51,4 +52,5 @@ def get_config(arg: str | None = None) -> Config:
     config.clean_teacher_seeds, config.all_labels_control = 0, False
     digits_abd.shorten(config)
     config.method.abd.rounds = 50
+  digits_abd.by_class(config)
   return config

@@ -38,10 +38,8 @@ CHOICES = {
   "victim": ("teacher", "student"),
   "search": ("universal", "classes"),
 }
-LATER = frozenset(  # fields that only the second stage reads
-  ("search", "victim", "ascents", "rate", "decay", "terms", "price", "success", "searched", "share")
-  + ("detach", "weight", "student_rate")
-)
+SEARCH = ("search", "victim", "ascents", "rate", "decay", "terms", "price", "success", "searched")
+LATER = frozenset((*SEARCH, "share", "detach", "weight", "student_rate"))  # of the second stage
 SEEKER = "perturbation"  # the player of a search by class, and its role
 
 
