@@ -55,4 +55,5 @@ def by_class(config: Config) -> None:
   """ABD as published becomes `abd_published`, and `abd` seeks its perturbation by class."""
   config.unlock()
   config.method.abd_published = {"name": "abd"} | config.method.abd.to_dict()
-  config.method.abd.update({"search": "classes", "ascents": 20, "share": 0.5, "weight": 10.0})
+  config.method.abd.update({"search": "classes", "guard": 2.0, "ascents": 5, "rounds": 150})
+  config.method.abd.update({"share": 0.5, "weight": 1.0, "student_rate": 1e-3})

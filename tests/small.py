@@ -73,7 +73,8 @@ class Small:
     )
     self.example = start.example_of(self.stream, self.rows.image.shape[1:], 3)
     if self.given is None:
-      waiting = [n for n, r in self.roles.items() if not (r.player or r.init or r.from_state)]
+      own = ("player", "init", "from_state", "copy")
+      waiting = [n for n, r in self.roles.items() if not any(getattr(r, way) for way in own)]
       self.given = {name: network(3 + i) for i, name in enumerate(waiting)}
 
   def begin(self, surveyed: bool = False):

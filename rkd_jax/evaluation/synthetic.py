@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rkd_jax.methods import vaccine
+from rkd_jax.methods import abd, vaccine
 from rkd_jax.methods.base import Method, Plugin
 from rkd_jax.methods.datafree import DataFree
 from rkd_jax.training.state import Program
@@ -30,11 +30,11 @@ def arrays(networks: Mapping[str, Any]) -> Arrays:
   """
   found: Arrays = {}
   for name, made in networks.items():
-    method, state = inventor(made.program.method, made.memory)
+    method, _ = inventor(made.program.method, made.memory)
     teacher = dict(made.program.modules).get("teacher")
     layers = min(LAYERS, len(vaccine.readers(teacher))) if teacher else 0
     if name.endswith(ENDS) and isinstance(method, DataFree) and layers:
-      images, *rest = jax.device_get(_look(made.program, method, made.trees, state, layers))
+      images, *rest = jax.device_get(_look(made.program, method, made.trees, made.memory, layers))
       keys = ("answers", "suspicious", "log10")
       found[f"{name}:images"] = np.round(255 * images).astype(np.uint8)
       found |= {f"{name}:{key}": array for key, array in zip(keys, rest, strict=True)}
@@ -50,9 +50,13 @@ def inventor(method: Method, state: Any) -> tuple[Method, Any]:
 
 @functools.partial(jax.jit, static_argnames=("program", "method", "layers"))
 def _look(
-  program: Program, method: DataFree, trees: Any, state: Any, layers: int
+  program: Program, method: DataFree, trees: Any, memory: Any, layers: int
 ) -> tuple[jax.Array, ...]:
   variables = program.bind({name: trees[name] for name, _ in program.modules})
+  outer = program.method
+  if isinstance(outer, abd.Method):  # as the student saw them
+    variables = outer.guarded(variables, memory)
+  _, state = inventor(outer, memory)
   images = method.invent(jax.random.key(0), variables, state, IMAGES)
   teacher = variables["teacher"]
   orders = vaccine.draw(jax.random.key(1), teacher.module, layers, COPIES)

@@ -17,8 +17,10 @@ Where paper and published code differ there is an option. What is otherwise here
   images it is the same for all of the student's turns, and computed once.
 - No vaccine acts in the second stage (so it is there for ZSKT and OOD, and in the published CMI).
   ZSKT's generator stands still in it: there the rate of its last rounds is next to 0.
-- `search="classes"` is ours: the second stage seeks a perturbation into each class instead, keeps
-  it from round to round, and shows the student the smallest that works (docs/abd.md says why).
+- `search="classes"` is ours (docs/abd.md says why): the second stage seeks a perturbation into each
+  class instead, and keeps it from round to round. If one works and is far smaller than most, it is
+  what the student looks back on; `guard` also takes it away from all that the generator makes, so
+  that the generator must find out what else the class is made of.
 """
 
 import dataclasses
@@ -38,9 +40,12 @@ CHOICES = {
   "victim": ("teacher", "student"),
   "search": ("universal", "classes"),
 }
-SEARCH = ("search", "victim", "ascents", "rate", "decay", "terms", "price", "success", "searched")
-LATER = frozenset((*SEARCH, "share", "detach", "weight", "student_rate"))  # of the second stage
+LATER = frozenset(  # fields that only the second stage reads
+  ("search", "victim", "ascents", "rate", "decay", "terms", "price", "success", "searched",
+   "outlier", "guard", "share", "detach", "weight", "student_rate")
+)  # fmt: skip
 SEEKER = "perturbation"  # the player of a search by class, and its role
+SOURCE = "source"  # the generator of the first stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,9 @@ class Method(base.Plugin):
     price: of the l_1 norm of a class's perturbation, in standard deviations.
     success: the rate from which on a class's perturbation works, in [0, 1].
     searched: images a step of a search by class.
+    outlier: a class is suspected if its perturbation's l_1 norm is below so much of the median.
+    guard: how many times a suspected class's perturbation is taken away from what the generator
+      makes, and added where the student looks back; 0: nothing is taken away, once is added.
     share: of the batch that the student sees perturbed.
     detach: whether the student's plain answer is a constant in psi.
     weight: of psi.
@@ -95,6 +103,8 @@ class Method(base.Plugin):
   price: float = 0.03
   success: float = 0.9
   searched: int = 16
+  outlier: float = 0.5
+  guard: float = 0.0
   share: float = 0.02
   detach: bool = True
   weight: float = 1.0
@@ -115,10 +125,17 @@ class Method(base.Plugin):
       check_range(f"abd.{field}", getattr(self, field), 1, 10**5)
     for field in ("trials", "skip", "terms"):
       check_range(f"abd.{field}", getattr(self, field), 0, 10**5)
-    for field in ("penalty", "weight", "rate", "decay", "price"):
+    for field in ("penalty", "weight", "rate", "decay", "price", "guard"):
       check_range(f"abd.{field}", getattr(self, field), 0, 1e6)
-    for field in ("tail", "share", "success"):
+    for field in ("tail", "share", "success", "outlier"):
       check_range(f"abd.{field}", getattr(self, field), 0, 1)
+    if self.guard and self.search != "classes":
+      raise UserError('abd.guard is what abd.search="classes" finds; set that, or guard=0.')
+    if self.guard and not self.base.settles:
+      raise UserError(
+        "abd.guard takes a perturbation away from what a generator makes that is handed on, as "
+        f"zskt's is; {self.base.name!r} has none. Set abd.guard=0, or abd.base=zskt."
+      )
 
   @property
   def watched(self) -> str:
@@ -145,7 +162,11 @@ class Method(base.Plugin):
   @property
   def stands_still(self) -> bool:
     """Whether the generator makes what it made at the end of the first stage."""
-    return not self.vaccinates and self.base.settles
+    return not self.vaccinates and self.base.settles and not self.guard
+
+  @property
+  def guards(self) -> bool:
+    return not self.vaccinates and self.guard > 0
 
   @property
   def delivers(self):  # type: ignore[override]
@@ -161,6 +182,9 @@ class Method(base.Plugin):
       adam = {**(student.optimizer or {}), "name": "adam", "learning_rate": self.student_rate}
       adam |= {"weight_decay": 0.0, "schedule": "cosine", "clip": 0.0}
       roles["student"] = dataclasses.replace(student, optimizer=adam)
+    if self.guards:
+      # What it made before the guard, which is what perturbations are sought on.
+      roles[SOURCE] = base.Role(roles["generator"].module, copy="generator")
     if self.stands_still:
       roles["generator"] = dataclasses.replace(roles["generator"], player=None, optimizer=None)
     if self.by_class:
@@ -218,6 +242,7 @@ class Method(base.Plugin):
   def loss(self, player, variables, state, batch, targets, key, step):
     if player == SEEKER:
       return self._sought(variables, state, batch, key)
+    variables = self.guarded(variables, state)
     terms, aux = super().loss(player, variables, state, batch, targets, key, step)
     if not self.vaccinates:
       return self._looking_back(player, variables, state, batch, key, terms), aux
@@ -244,13 +269,15 @@ class Method(base.Plugin):
   # Self-retrospection.
 
   def shared(self, player, variables, state, batch, targets, key, step):
+    if player == SEEKER:
+      source = variables.get(SOURCE, variables.get("generator"))
+      variables = {**variables, "generator": source}
+    else:
+      variables = self.guarded(variables, state)
     batch = super().shared(player, variables, state, batch, targets, key, step)
     if self.by_class and player == "student":
-      rates = inversion.rates_of(state)
-      deltas = variables[SEEKER]
-      who = inversion.suspected(retrospection.lengths(deltas), rates, self.success)
-      works = (rates[who] >= self.success).astype(jnp.float32)
-      return {**batch, "delta": deltas[who][None], "works": works}
+      delta, suspicious = self._suspect(variables, state)
+      return {**batch, "delta": delta, "suspicious": suspicious}
     same = "image" in batch and self.victim == "teacher"
     if not self.vaccinates and player == "student" and same:
       batch = {**batch, "delta": self._universal(variables, batch["image"], self.own(key))}
@@ -261,6 +288,25 @@ class Method(base.Plugin):
     search = self.ascents, self.rate, self.decay
     return retrospection.universal(*with_whom, images, key, *search)
 
+  def _suspect(self, variables, state) -> tuple[jax.Array, jax.Array]:
+    """(the suspected class's perturbation [1, H, W, C], 1 if a class is suspected)."""
+    deltas, rates = variables[SEEKER], inversion.rates_of(state)
+    sizes = retrospection.lengths(deltas)
+    who = inversion.suspected(sizes, rates, self.success)
+    small = sizes[who] < self.outlier * jnp.median(sizes)
+    suspicious = (rates[who] >= self.success) & small
+    return deltas[who][None], suspicious.astype(deltas.dtype)
+
+  def guarded(self, variables, state):
+    """The networks, with a generator whose images have lost what a class is suspected for."""
+    if not self.guards:
+      return variables
+    delta, suspicious = jax.lax.stop_gradient(self._suspect(variables, state))
+    less = retrospection.Guarded(
+      variables["generator"], variables["teacher"], self.guard * suspicious * delta
+    )
+    return {**variables, "generator": less}
+
   def _sought(self, variables, state, batch, key):
     """A step of the search by class, on what the student is taught on."""
     images, teacher = self._images("student", variables, state, batch, key), variables["teacher"]
@@ -268,8 +314,9 @@ class Method(base.Plugin):
     labels = teacher(images, train=False)[0].logits.argmax(-1)
     with_what = images, labels, variables[SEEKER], self.price
     terms, weight, hit = retrospection.reach(teacher, *with_what)
+    metrics = {"train_asr": (hit, weight), "suspicious": self._suspect(variables, state)[1]}
     state = {**state, **inversion.tallied(state, weight, hit)}
-    return terms, base.Aux(state=state, metrics={"train_asr": (hit, weight)})
+    return terms, base.Aux(state=state, metrics=metrics)
 
   def _looking_back(self, player, variables, state, batch, key, terms) -> dict[str, Any]:
     if player != "student":
@@ -280,13 +327,15 @@ class Method(base.Plugin):
     count = max(1, int(self.share * len(images)))
     drawn = jax.random.permutation(jax.random.fold_in(key, 1), len(images))
     marked = (drawn < count).astype(images.dtype).reshape(-1, 1, 1, 1)
-    if not self.by_class:
+    if self.by_class:
+      delta = (self.guard or 1.0) * delta
+    else:
       phi = retrospection.inner(divergence, self.rate, self.decay)
       delta = retrospection.optimum(phi, student, images, delta, self.terms)
     seen = retrospection.moved(student, images, delta * marked)
     seen = retrospection.box(seen) if self.by_class else seen
     psi = retrospection.outer(student, divergence, images, seen, self.detach)
-    price = self.weight * batch["works"] if self.by_class else self.weight
+    price = self.weight * batch["suspicious"] if self.by_class else self.weight
     return {**terms, "retrospection": (price * psi, jnp.ones_like(psi))}
 
 

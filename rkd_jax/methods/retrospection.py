@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from rkd_jax.implicit import fixed_point
 from rkd_jax.methods import inversion
@@ -140,3 +141,21 @@ def lengths(deltas: jax.Array) -> jax.Array:
 
 def box(images: jax.Array) -> jax.Array:
   return jnp.clip(images, 0, 1)
+
+
+@struct.dataclass
+class Guarded:
+  """A generator from whose images a perturbation is taken away.
+
+  Attributes:
+    generator: noise -> images in [0, 1].
+    network: whose standard deviations the perturbation is in.
+    delta: float[1, H, W, C].
+  """
+
+  generator: Bound
+  network: Bound
+  delta: jax.Array
+
+  def __call__(self, noise: jax.Array) -> jax.Array:
+    return box(moved(self.network, self.generator(noise), -self.delta))

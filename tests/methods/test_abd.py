@@ -22,7 +22,8 @@ BASE = zskt.Method(width=2, noise=3, students=2)
 FIRST = abd.Method(base=BASE, layers=1, skip=0, window=2, trials=2)
 SECOND = dataclasses.replace(FIRST, stage="retrospection", ascents=2, terms=2)
 BY_CLASS = dataclasses.replace(SECOND, search="classes", share=0.5, success=0.0)
-STAGES = {"vaccine": FIRST, "retrospection": SECOND, "by class": BY_CLASS}
+GUARDED = dataclasses.replace(BY_CLASS, outlier=1.0, guard=2.0)
+STAGES = {"vaccine": FIRST, "retrospection": SECOND, "by class": BY_CLASS, "guarded": GUARDED}
 
 
 def teacher(seed=3):
