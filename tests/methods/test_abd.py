@@ -335,20 +335,46 @@ def test_a_higher_price_makes_it_smaller():
   assert dear < 0.9 * cheap
 
 
+NOISE = {"noise": jnp.zeros((6, 3))}
+HITS = {"hits": jnp.array([1.0, 3.0, 2.0]), "count": jnp.full(3, 4.0)}
+GREY = 0.5 + 0.2 * jax.random.uniform(jax.random.key(2), (6, 8, 8, 1))
+
+
+def looking(method, small=0.1):
+  """The networks and state of a second stage that knows perturbations, class 1's a small one."""
+  deltas = 0.1 * jax.random.normal(jax.random.key(0), (3, 8, 8, 1)).at[1].multiply(small)
+  made = {"generator": lambda noise: GREY, "source": lambda noise: GREY - 0.1}
+  networks = {"teacher": teacher(), "student": teacher(4), "perturbation": deltas, **made}
+  return networks, {"base": NOISE, **HITS}, deltas
+
+
 @pytest.mark.parametrize("success", [0.0, 1.0])
 def test_the_student_looks_back_once_a_perturbation_works(success):
   method = dataclasses.replace(BY_CLASS, success=success)
-  variables = {"teacher": teacher(), "student": teacher(4)}
-  known = {"hits": jnp.array([1.0, 3.0, 2.0]), "count": jnp.full(3, 4.0)}
-  deltas = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)).at[1].multiply(0.1)
-  variables["perturbation"] = deltas
-  variables["generator"] = lambda noise: jax.random.uniform(jax.random.key(2), (6, 8, 8, 1))
-  state = {"base": {"noise": jnp.zeros((6, 3))}, **known}
-  batch = method.shared("student", variables, state, {"noise": jnp.zeros((6, 3))}, None, None, 0)
+  variables, state, deltas = looking(method)
+  batch = method.shared("student", variables, state, NOISE, None, None, 0)
   assert jnp.array_equal(batch["delta"][0], deltas[1])  # the smallest, or else the best
-  key = jax.random.key(3)
-  terms, _ = method.loss("student", variables, state, batch, None, key, 0)
+  assert batch["suspicious"] == (success == 0)
+  terms, _ = method.loss("student", variables, state, batch, None, jax.random.key(3), 0)
   assert (np.asarray(terms["retrospection"][0]) > 0).any() == (success == 0)
+
+
+def test_a_perturbation_like_the_others_is_not_suspicious():
+  method = dataclasses.replace(BY_CLASS, outlier=0.5)
+  variables, state, _ = looking(method, small=0.8)
+  assert not method.shared("student", variables, state, NOISE, None, None, 0)["suspicious"]
+
+
+def test_the_guard_takes_the_perturbation_away():
+  variables, state, deltas = looking(GUARDED)
+  batch = GUARDED.shared("student", variables, state, NOISE, None, None, 0)
+  std = variables["teacher"].module.std[0]
+  np.testing.assert_allclose(batch["image"], GREY - 2 * std * deltas[1:2], atol=1e-6)
+  sought = GUARDED.shared("perturbation", variables, state, NOISE, None, None, 0)
+  np.testing.assert_array_equal(sought["image"], GREY - 0.1)  # of the first stage's generator
+  none = dataclasses.replace(GUARDED, success=1.0)
+  batch = none.shared("student", variables, state, NOISE, None, None, 0)
+  np.testing.assert_array_equal(batch["image"], GREY)
 
 
 # The whole.
@@ -379,6 +405,8 @@ def test_eight_devices_give_the_single_devices_result(method):
     ({"stage": "third"}, "choose vaccine or retrospection"),
     ({"direction": "up"}, "abd.direction"),
     ({"search": "everywhere"}, "choose universal or classes"),
+    ({"guard": 2.0}, 'what abd.search="classes" finds'),
+    ({"guard": 2.0, "search": "classes", "base": ood.Method()}, "'ood' has none"),
     ({"rejected": "silently"}, "choose keep or off"),
     ({"teachers": 0}, "abd.teachers"),
     ({"tail": 2.0}, "abd.tail"),
