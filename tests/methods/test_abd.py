@@ -1,6 +1,7 @@
 """ABD: shuffled teachers, suspicion and its check, and the hyper-gradient, against other ways."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import traverse_util
 
 from rkd_jax import lookup, losses
 from rkd_jax.errors import UserError
+from rkd_jax.evaluation import synthetic
 from rkd_jax.methods import abd, inversion, kd, ood, retrospection, vaccine, zskt
 from rkd_jax.methods.base import Bound
 from rkd_jax.models.network import Network, Outputs
@@ -23,7 +25,7 @@ FIRST = abd.Method(base=BASE, layers=1, skip=0, window=2, trials=2)
 SECOND = dataclasses.replace(FIRST, stage="retrospection", ascents=2, terms=2)
 BY_CLASS = dataclasses.replace(SECOND, search="classes", share=0.5, success=0.0)
 GUARDED = dataclasses.replace(BY_CLASS, outlier=1.0, guard=2.0)
-STAGES = {"vaccine": FIRST, "retrospection": SECOND, "by class": BY_CLASS, "guarded": GUARDED}
+STAGES = {"vaccine": FIRST, "retrospection": SECOND, "by class": GUARDED}
 
 
 def teacher(seed=3):
@@ -375,6 +377,21 @@ def test_the_guard_takes_the_perturbation_away():
   none = dataclasses.replace(GUARDED, success=1.0)
   batch = none.shared("student", variables, state, NOISE, None, None, 0)
   np.testing.assert_array_equal(batch["image"], GREY)
+
+
+def test_the_report_shows_the_images_that_the_student_saw():
+  toy = small.Small(GUARDED)
+  state, frozen = toy.play(2)
+  trees = {**frozen, **state.roles}
+  made = types.SimpleNamespace(program=toy.program, trees=trees, memory=state.memory)
+  shown = synthetic.arrays({"seed0/abd/student/poisoned": made})
+  variables = toy.program.bind(trees)
+  noise = jax.random.normal(jax.random.key(0), (synthetic.IMAGES, BASE.noise))
+  plain = variables["generator"](noise)
+  guarded = GUARDED.guarded(variables, state.memory)["generator"](noise)
+  found = shown["seed0/abd/student/poisoned:images"] / 255
+  np.testing.assert_allclose(found, guarded, atol=0.5 / 255 + 1e-6)
+  assert float(jnp.abs(plain - guarded).max()) > 0.01
 
 
 # The whole.
