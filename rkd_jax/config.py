@@ -122,7 +122,8 @@ def normalise(config: Config) -> None:
   """Makes one form of what can be said in two: `method` with a name, `--config.methods=none,kd`."""
   if "name" in config.method:
     config.methods = (config.method.name,)
-  config.methods = tuple(part for name in config.methods for part in name.split(",") if part)
+  for section, key in ((config, "methods"), (config.eval.adversarial, "attacks")):
+    section[key] = tuple(part for name in section[key] for part in name.split(",") if part)
 
 
 def check(config: Config) -> None:

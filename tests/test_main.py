@@ -271,9 +271,11 @@ def test_overrides_arrive(command, monkeypatch):
   seen = []
   monkeypatch.setattr(experiment, "run", lambda config, *_: seen.append(config))
   flags = ["--config.seeds=3,4", "--config.methods=none,kd", "--config.method.kd.alpha=0.5"]
+  flags.append("--config.eval.adversarial.attacks=pgd-20,autoattack")
   assert command(*flags)[0] == 0
   configs.normalise(seen[0])
   assert seen[0].seeds == (3, 4) and seen[0].methods == ("none", "kd")
+  assert seen[0].eval.adversarial.attacks == ("pgd-20", "autoattack")
   assert seen[0].method.kd.alpha == 0.5 and seen[0].is_locked
 
 
