@@ -44,13 +44,12 @@ def get_config(arg: str | None = None) -> Config:
   config.student.update({"network": "wideresnet-16-1", "batch_size": 128, "steps": 80_000})
   config.student.rounds_per_epoch = 1000
   config.methods, config.clean_teacher_seeds = ("zskt", "abd_published", "abd"), 1
-  config.method.abd.update({"rounds": 600, "trials": 0})
+  config.method.vaccine.trials = 0
   if length:
     config.data.train = 20000.0
     config.teacher.epochs = 8
     config.student.update({"batch_size": 64, "steps": 2000, "rounds_per_epoch": 100})
     config.clean_teacher_seeds, config.all_labels_control = 0, False
     digits_abd.shorten(config)
-    config.method.abd.rounds = 50
-  digits_abd.by_class(config)
+  digits_abd.by_class(config, rounds=1000 if length else 10_000, published=50 if length else 600)
   return config

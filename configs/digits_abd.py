@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> Config:
   config.clean_teacher_seeds = 1
   config.methods = ("zskt", "abd_published", "abd")
   shorten(config)
-  by_class(config)
+  by_class(config, rounds=150, published=20)
   return config
 
 
@@ -48,12 +48,14 @@ def shorten(config: Config) -> None:
   images must be like. The vaccine works from the start, as published for CIFAR-10."""
   config.method.zskt.update({"width": 32, "balance": 1.0, "statistics": 1.0})
   config.method.zskt.update({"reduction": "batchmean", "attention": 100.0})
-  config.method.abd.update({"trials": 0, "rounds": 20})
+  config.method.vaccine.trials = 0
 
 
-def by_class(config: Config) -> None:
-  """ABD as published becomes `abd_published`, and `abd` seeks its perturbation by class."""
+def by_class(config: Config, rounds: int, published: int) -> None:
+  """`abd` seeks its perturbation by class, for so many rounds; `abd_published` as published."""
   config.unlock()
-  config.method.abd_published = {"name": "abd"} | config.method.abd.to_dict()
-  config.method.abd.update({"search": "classes", "guard": 2.0, "ascents": 5, "rounds": 150})
-  config.method.abd.update({"share": 0.5, "weight": 1.0, "student_rate": 1e-3})
+  literal = {"name": "retrospection"} | config.method.retrospection.to_dict()
+  config.method.abd_published = {"name": "abd", "rounds": published, "retrospection": literal}
+  config.method.abd.rounds = rounds
+  config.method.retrospection.update({"search": "classes", "guard": 2.0, "ascents": 5})
+  config.method.retrospection.update({"share": 0.5, "weight": 1.0, "student_rate": 1e-3})

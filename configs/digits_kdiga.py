@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> Config:
     section.augment.crop = 1
   for name in ATTACKING:
     config.method[name].update(ATTACK)
-  # Weights were chosen on the hold-out of seed 0, among .1 to 100.
+  # Norm and weights were chosen on the hold-out of seed 0 (docs/robustness.md).
   aligned = {"align_bn": "eval", **ATTACK}
   config.method.kdiga_l2 = {"name": "kdiga", **aligned, "weight": 1.0}
   config.method.kdiga.update({**aligned, "gradient_norm": "cosine", "weight": 10.0})

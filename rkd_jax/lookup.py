@@ -11,10 +11,7 @@ from rkd_jax.errors import UserError, nearest
 KINDS = {
   "methods": (
     "Method",
-    {
-      *("attack", "base", "datafree", "features", "pooled", "retrospection", "robust"),
-      *("vaccine", "views"),
-    },
+    {"attack", "base", "datafree", "features", "pooled", "robust", "views"},
   ),
   "models": ("Model", {"connector", "generator", "layers", "network", "norm", "size"}),
   "backdoors": ("Backdoor", {"base", "learned", "plans", "poison"}),

@@ -14,7 +14,6 @@ from typing import Any
 
 from rkd_jax import lookup
 from rkd_jax.errors import UserError, nearest
-from rkd_jax.methods.abd import LATER
 from rkd_jax.methods.base import Method, Plugin
 from rkd_jax.phases import Config, Delivery, Phase
 from rkd_jax.setup import Setup, Spec, make_method
@@ -48,21 +47,23 @@ def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
   return phases
 
 
-def abd(setup: Setup, *, rounds: int = 20, **fields: Any) -> Phases:
+def abd(
+  setup: Setup, *, base: Any = "zskt", vaccine: Any = "vaccine",
+  retrospection: Any = "retrospection", rounds: int = 20,
+) -> Phases:  # fmt: skip
   """A vaccinated student, data-free, then the same trained on under self-retrospection.
 
   Args:
-    rounds: of the second phase, >= 1.
+    base: the method that invents its images.
+    vaccine: the plug-in of the first stage.
+    retrospection: the plug-in of the second.
+    rounds: of the second stage, >= 1.
   """
   if rounds < 1:
     raise UserError(f"abd.rounds is {rounds}; it must be at least 1.")
-  spec = {"name": "abd", **fields}
-  # What only the second stage asks for is left out, so that all ways to look back share the first.
-  early = {name: value for name, value in spec.items() if name not in LATER}
-  method = make_method({**early, "stage": "vaccine"})
+  method, last = (make_method({**stage, "base": base}) for stage in (vaccine, retrospection))
   first = setup.student("vaccinated", method, {})
   given = {name: first[name] for name in method.delivers if name != "vaccine"}
-  last = make_method({**spec, "stage": "retrospection"})
   given, train = {"teacher": setup.teacher, **given}, {**last.trains(), "steps": rounds}
   return {
     "vaccinated": first,
@@ -207,10 +208,12 @@ def is_plugin(name: str) -> bool:
 
 def nested(name: str) -> dict[str, str]:
   """{field: default} of the fields that hold a method in turn."""
-  if name in REPAIRS:
-    return {"base": "kd"}
+  found = {}
+  if name in RECIPES:
+    parameters = inspect.signature(RECIPES[name]).parameters.values()
+    found = {p.name: p.default for p in parameters if isinstance(p.default, str)}
   own = "." in name or name in lookup.names("methods")
-  return dict(lookup.load("methods", name).nested) if own else {}
+  return {**found, **(lookup.load("methods", name).nested if own else {})}
 
 
 def fields(name: str) -> dict[str, Any]:

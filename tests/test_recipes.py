@@ -12,7 +12,6 @@ from rkd_jax import recipes, selection
 from rkd_jax.data.sources import Dataset, Split
 from rkd_jax.errors import UserError
 from rkd_jax.methods import (
-  abd,
   agreement,
   attention,
   consistency,
@@ -304,15 +303,22 @@ def test_what_cannot_be(wrong, message):
 
 
 def test_all_ways_to_look_back_share_the_vaccinated_student():
-  def made(**fields):
-    changes = {f"method__abd__{name}": value for name, value in fields.items()}
+  def made(vaccine=(), retrospection=()):
+    fields = {"vaccine": vaccine, "retrospection": retrospection}
+    changes = {f"method__{at}__{n}": v for at, some in fields.items() for n, v in some}
     return phases("abd", methods=("abd",), **changes)
 
-  one, other = made(layers=3), made(layers=3, weight=5.0, share=0.5)
+  one, other = made(), made(retrospection=[("weight", 5.0), ("share", 0.5)])
   assert one["vaccinated"] == other["vaccinated"] and one["student"] != other["student"]
-  assert made(layers=2)["vaccinated"].key != one["vaccinated"].key
-  names = {field.name for field in dataclasses.fields(abd.Method)}
-  assert names > abd.LATER and "layers" not in abd.LATER
+  assert made(vaccine=[("layers", 2)])["vaccinated"].key != one["vaccinated"].key
+
+
+def test_the_stages_of_abd_are_around_its_base():
+  made = phases("abd", methods=("abd",), method__abd__base="ood")
+  assert all(phase.method.base.name == "ood" for phase in made.values())
+  names = {"base": "zskt", "vaccine": "vaccine", "retrospection": "retrospection"}
+  assert recipes.nested("abd") == names and recipes.fields("abd") == {**names, "rounds": 20}
+  assert recipes.nested("finetune") == {"base": "kd"} and recipes.nested("agreement")
 
 
 def test_fields_that_a_recipe_does_not_take():

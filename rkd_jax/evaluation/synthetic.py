@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rkd_jax.methods import abd, vaccine
+from rkd_jax.methods import vaccine
 from rkd_jax.methods.base import Method, Plugin
-from rkd_jax.methods.datafree import DataFree
 from rkd_jax.training.state import Program
 
 Arrays = dict[str, np.ndarray]
@@ -30,11 +29,11 @@ def arrays(networks: Mapping[str, Any]) -> Arrays:
   """
   found: Arrays = {}
   for name, made in networks.items():
-    method, _ = inventor(made.program.method, made.memory)
+    method, state = inventor(made.program.method, made.memory)
     teacher = dict(made.program.modules).get("teacher")
     layers = min(LAYERS, len(vaccine.readers(teacher))) if teacher else 0
-    if name.endswith(ENDS) and isinstance(method, DataFree) and layers:
-      images, *rest = jax.device_get(_look(made.program, method, made.trees, made.memory, layers))
+    if name.endswith(ENDS) and hasattr(method, "invent") and layers:
+      images, *rest = jax.device_get(_look(made.program, method, made.trees, state, layers))
       keys = ("answers", "suspicious", "log10")
       found[f"{name}:images"] = np.round(255 * images).astype(np.uint8)
       found |= {f"{name}:{key}": array for key, array in zip(keys, rest, strict=True)}
@@ -42,21 +41,17 @@ def arrays(networks: Mapping[str, Any]) -> Arrays:
 
 
 def inventor(method: Method, state: Any) -> tuple[Method, Any]:
-  """The innermost method, and its state."""
-  while isinstance(method, Plugin):
+  """The outermost method that invents images, else the innermost there is; and its state."""
+  while isinstance(method, Plugin) and not hasattr(method, "invent"):
     method, state = method.base, state["base"]
   return method, state
 
 
 @functools.partial(jax.jit, static_argnames=("program", "method", "layers"))
 def _look(
-  program: Program, method: DataFree, trees: Any, memory: Any, layers: int
+  program: Program, method: Any, trees: Any, state: Any, layers: int
 ) -> tuple[jax.Array, ...]:
   variables = program.bind({name: trees[name] for name, _ in program.modules})
-  outer = program.method
-  if isinstance(outer, abd.Method):  # as the student saw them
-    variables = outer.guarded(variables, memory)
-  _, state = inventor(outer, memory)
   images = method.invent(jax.random.key(0), variables, state, IMAGES)
   teacher = variables["teacher"]
   orders = vaccine.draw(jax.random.key(1), teacher.module, layers, COPIES)

@@ -1,7 +1,8 @@
 """What methods share that invent their images: the student learns on what somebody makes up.
 
-Such a method trains on no part of the data. A plug-in that guards it (`abd`) asks for the images of
-a turn, for more of them, and for the divergence that the student is taught by.
+Such a method trains on no part of the data. A plug-in that guards it (`vaccine`, `retrospection`)
+asks for the images of a turn, for more of them, and for the divergence that the student is taught
+by.
 """
 
 import dataclasses
@@ -69,6 +70,35 @@ class DataFree(base.Method):
   ) -> jax.Array:
     """float[count, H, W, C]: images as the student is taught on, in [0, 1]."""
     raise NotImplementedError(f"{type(self)} invents no images")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plugin(base.Plugin):
+  """A plug-in around a method that invents its images."""
+
+  base: DataFree = dataclasses.field(kw_only=True)  # type: ignore[assignment]
+  nested: ClassVar = {"base": "zskt"}
+
+  def __post_init__(self):
+    if not isinstance(self.base, DataFree):
+      raise UserError(
+        f"{self.name} guards methods that invent their images, as zskt, cmi or ood; "
+        f"{self.base.name!r} learns from data. Set {self.name}.base."
+      )
+
+  def one_of(self, choices: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises a `UserError` for a field that is none of its choices."""
+    for field, known in choices.items():
+      if (given := getattr(self, field)) not in known:
+        raise UserError(f"{self.name}.{field} is {given!r}; choose {' or '.join(known)}.")
+
+  def images(self, player, variables, state, batch, key):
+    """The base's; see `DataFree.images`."""
+    return self.base.images(player, variables, state["base"], batch, key)
+
+  def invent(self, key, variables, state, count):
+    """The base's; see `DataFree.invent`."""
+    return self.base.invent(key, variables, state["base"], count)
 
 
 def imbalance(logits: jax.Array) -> jax.Array:

@@ -2,19 +2,24 @@
 
 A trigger changes every image's class in the same way. So the worst universal perturbation of the
 synthetic images is sought on the teacher, a few steps of an inner problem on the student make it
-the student's own, and the student is moved so that it does less, through that inner problem.
+the student's own, and the student is moved so that it does less, through that inner problem. It is
+the second stage of the recipe `abd` (`recipes.py`), around any method that invents its images.
 
 A perturbation is in standard deviations of the network's pixels, as published: what is added to an
-image in [0, 1] is `std` times as much. It is not clipped, as published. Theirs begins at 0, where
-the gradient of the divergence is 0 and its first step therefore rounding noise: ours begins at a
-small random pattern.
+image in [0, 1] is `std` times as much, unclipped. What is otherwise here:
 
-Where the generator has dug the trigger up, its images of the target class carry it already, and the
-perturbation that changes most is the one that takes it away: that teaches the student nothing about
-the trigger. Ours may therefore be sought by class (`reach`): the smallest, in l_1, that takes
-images of the other classes to each class.
+- Theirs begins at 0, where the gradient of the divergence is 0 and the first step therefore
+  rounding noise: ours begins at a small random pattern. On a fixed teacher and a round's fixed
+  images it is the same for all of the student's turns, and computed once.
+- ZSKT's generator stands still: there the rate of its last rounds is next to 0.
+- `search="classes"` is ours (docs/abd.md says why). Where the generator has dug the trigger up, its
+  images of the target class carry it already, and the perturbation that changes most takes it away.
+  So the smallest one into each class is sought instead, on the teacher, better from round to round.
+  If one works and is far smaller than most, it is what the student looks back on; `guard` also
+  takes it away from all that the generator makes, which must find out what else makes the class.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -22,14 +27,196 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from rkd_jax.errors import UserError, check_range
 from rkd_jax.implicit import fixed_point
-from rkd_jax.methods import inversion
+from rkd_jax.methods import base, datafree, inversion
 from rkd_jax.methods.base import Bound
 from rkd_jax.repeat import repeat
 
 Divergence = Callable[[jax.Array, jax.Array], jax.Array]  # logits, logits -> float[B]
 START = 0.01  # of the perturbation, uniform in its sign
 B1, B2, EPSILON = 0.9, 0.999, 1e-8  # of Adam
+CHOICES = {"search": ("universal", "classes"), "victim": ("teacher", "student")}
+ADAM = {"name": "adam", "weight_decay": 0.0, "clip": 0.0}
+SEEKER = "perturbation"  # the player of a search by class, and its role
+SOURCE = "source"  # the generator as it was given
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(datafree.Plugin):
+  """Adds weight * psi, psi = KL(S(x) || S(x')), x' with the perturbation on a share of the batch.
+
+  Attributes:
+    search: "universal" (the perturbation that changes all answers most, anew for each batch), or
+      "classes" (for each class the smallest into it, kept).
+    victim: whom a universal one is sought on, "teacher", or "student" in each of its turns.
+    ascents: J, steps of the search a round.
+    rate: of Adam in it, and of the inner problem's step.
+    decay: of a universal perturbation's squared norm.
+    terms: K, of the hyper-gradient's series; a search by class is not differentiated through.
+    price: of the l_1 norm of a class's perturbation, in standard deviations.
+    success: the rate from which on a class's perturbation works, in [0, 1].
+    searched: images a step of a search by class.
+    outlier: a class is suspected if its perturbation's l_1 norm is below so much of the median.
+    guard: how many times a suspected class's perturbation is taken away from what the generator
+      makes, and added where the student looks back; 0: nothing is taken away, once is added.
+    share: of the batch that the student sees perturbed.
+    detach: whether the student's plain answer is a constant in psi.
+    weight: of psi.
+    student_rate: learning rate of the student's Adam.
+  """
+
+  search: str = "universal"
+  victim: str = "teacher"
+  ascents: int = 10
+  rate: float = 0.1
+  decay: float = 1e-3
+  terms: int = 5
+  price: float = 0.03
+  success: float = 0.9
+  searched: int = 16
+  outlier: float = 0.5
+  guard: float = 0.0
+  share: float = 0.02
+  detach: bool = True
+  weight: float = 1.0
+  student_rate: float = 5e-4
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.one_of(CHOICES)
+    for field in ("ascents", "searched"):
+      check_range(f"retrospection.{field}", getattr(self, field), 1, 10**5)
+    check_range("retrospection.terms", self.terms, 0, 10**5)
+    for field in ("weight", "rate", "decay", "price", "guard"):
+      check_range(f"retrospection.{field}", getattr(self, field), 0, 1e6)
+    for field in ("share", "success", "outlier"):
+      check_range(f"retrospection.{field}", getattr(self, field), 0, 1)
+    if self.guard and not self.by_class:
+      raise UserError(
+        'retrospection.guard is what retrospection.search="classes" finds; set that, or guard=0.'
+      )
+    if self.guard and not self.base.settles:
+      raise UserError(
+        "retrospection.guard takes a perturbation away from what one generator makes all along, as "
+        f"zskt's does; {self.base.name!r} has no such generator. Set guard=0, or base=zskt."
+      )
+
+  @property
+  def by_class(self) -> bool:
+    return self.search == "classes"
+
+  @property
+  def stands_still(self) -> bool:
+    """Whether the generator goes on making what it made when it was given."""
+    return self.base.settles and not self.guard
+
+  @property
+  def turns(self):  # type: ignore[override]
+    *others, student = self.base.turns
+    if self.stands_still:
+      others = [turn for turn in others if turn[0] != "generator"]
+    seeker = [(SEEKER, self.ascents)] if self.by_class else []
+    return (*others, *seeker, student)
+
+  def roles(self, networks):
+    roles = super().roles(networks)
+    student = {**(roles["student"].optimizer or {}), **ADAM, "schedule": "cosine"}
+    student["learning_rate"] = self.student_rate
+    roles["student"] = dataclasses.replace(roles["student"], optimizer=student)
+    if self.guard:
+      # What it made before the guard, which is what perturbations are sought on.
+      roles[SOURCE] = base.Role(roles["generator"].module, copy="generator")
+    if self.stands_still:
+      given = {"player": None, "optimizer": None, "init": None}  # an earlier phase must deliver it
+      roles["generator"] = dataclasses.replace(roles["generator"], **given)
+    if self.by_class:
+      seeker = {**ADAM, "learning_rate": self.rate, "schedule": "constant"}
+      roles[SEEKER] = base.Role(player=SEEKER, optimizer=seeker, init=self._start)
+    return roles
+
+  def _start(self, key, made, example):
+    return beside(key, (example.classes, *made["teacher"].module.image_shape))
+
+  def init_state(self, key, variables, example):
+    state = super().init_state(key, variables, example)
+    return {**state, **inversion.untallied(example.classes)} if self.by_class else state
+
+  def shared(self, player, variables, state, batch, targets, key, step):
+    if player == SEEKER:
+      seen = {**variables, "generator": variables[SOURCE]} if self.guard else variables
+      return super().shared(player, seen, state, batch, targets, key, step)
+    variables = self.guarded(variables, state)
+    batch = super().shared(player, variables, state, batch, targets, key, step)
+    if player == "student" and self.by_class:
+      delta, suspicious = self._suspect(variables, state)
+      return {**batch, "delta": delta, "suspicious": suspicious}
+    if player == "student" and "image" in batch and self.victim == "teacher":
+      batch = {**batch, "delta": self._universal(variables, batch["image"], self.own(key))}
+    return batch
+
+  def loss(self, player, variables, state, batch, targets, key, step):
+    if player == SEEKER:
+      return self._sought(variables, state, batch, key)
+    variables = self.guarded(variables, state)
+    terms, aux = super().loss(player, variables, state, batch, targets, key, step)
+    if player == "student":
+      terms["retrospection"] = self._looking_back(variables, state, batch, key)
+    return terms, aux
+
+  def invent(self, key, variables, state, count):
+    return super().invent(key, self.guarded(variables, state), state, count)
+
+  def _universal(self, variables, images, key):
+    with_whom = variables[self.victim], self.base.divergence
+    search = self.ascents, self.rate, self.decay
+    return universal(*with_whom, images, key, *search)
+
+  def _suspect(self, variables, state) -> tuple[jax.Array, jax.Array]:
+    """(the suspected class's perturbation [1, H, W, C], 1 if a class is suspected)."""
+    deltas, rates = variables[SEEKER], inversion.rates_of(state)
+    sizes = lengths(deltas)
+    who = inversion.suspected(sizes, rates, self.success)
+    small = sizes[who] < self.outlier * jnp.median(sizes)
+    suspicious = (rates[who] >= self.success) & small
+    return deltas[who][None], suspicious.astype(deltas.dtype)
+
+  def guarded(self, variables, state):
+    """The networks, with a generator whose images have lost what a class is suspected for."""
+    if not self.guard:
+      return variables
+    delta, suspicious = jax.lax.stop_gradient(self._suspect(variables, state))
+    generator, teacher = variables["generator"], variables["teacher"]
+    less = Guarded(generator, teacher, self.guard * suspicious * delta)
+    return {**variables, "generator": less}
+
+  def _sought(self, variables, state, batch, key):
+    """A step of the search by class, on what the student is taught on."""
+    images, teacher = self.images("student", variables, state, batch, key), variables["teacher"]
+    images = images[: self.searched]
+    labels = teacher(images, train=False)[0].logits.argmax(-1)
+    terms, weight, hit = reach(teacher, images, labels, variables[SEEKER], self.price)
+    metrics = {"train_asr": (hit, weight), "suspicious": self._suspect(variables, state)[1]}
+    state = {**state, **inversion.tallied(state, weight, hit)}
+    return terms, base.Aux(state=state, metrics=metrics)
+
+  def _looking_back(self, variables, state, batch, key) -> tuple[jax.Array, jax.Array]:
+    """The term."""
+    images, student = self.images("student", variables, state, batch, key), variables["student"]
+    divergence, key = self.base.divergence, self.own(key)
+    delta = batch["delta"] if "delta" in batch else self._universal(variables, images, key)
+    count = max(1, int(self.share * len(images)))
+    drawn = jax.random.permutation(jax.random.fold_in(key, 1), len(images))
+    marked = (drawn < count).astype(images.dtype).reshape(-1, 1, 1, 1)
+    if self.by_class:
+      seen = jnp.clip(moved(student, images, (self.guard or 1.0) * delta * marked), 0, 1)
+      price = self.weight * batch["suspicious"]
+    else:
+      phi = inner(divergence, self.rate, self.decay)
+      delta = optimum(phi, student, images, delta, self.terms)
+      seen, price = moved(student, images, delta * marked), self.weight
+    psi = outer(student, divergence, images, seen, self.detach)
+    return price * psi, jnp.ones_like(psi)
 
 
 def moved(network: Bound, images: jax.Array, delta: jax.Array) -> jax.Array:
@@ -120,7 +307,7 @@ def reach(
 ) -> tuple[dict[str, Any], jax.Array, jax.Array]:
   """What a perturbation into each class is to lower: CE(N(x + delta_k), k) + price |delta_k|_1.
 
-  The images stay in [0, 1] (`box`).
+  The images stay in [0, 1].
 
   Args:
     labels: int[B], the network's classes of the images float[B, H, W, C].
@@ -129,7 +316,7 @@ def reach(
   Returns:
     (the terms, weight and hit float[K B] as of `inversion.flips`).
   """
-  seen = box(moved(network, images[None], deltas[:, None]))
+  seen = jnp.clip(moved(network, images[None], deltas[:, None]), 0, 1)
   value, weight, hit = inversion.flips(network, seen, labels)
   return {"flip": (value, weight), "size": price * lengths(deltas).mean()}, weight, hit
 
@@ -137,10 +324,6 @@ def reach(
 def lengths(deltas: jax.Array) -> jax.Array:
   """float[K]: l_1 norms of float[K, H, W, C]."""
   return jnp.abs(deltas).sum((1, 2, 3))
-
-
-def box(images: jax.Array) -> jax.Array:
-  return jnp.clip(images, 0, 1)
 
 
 @struct.dataclass
@@ -158,4 +341,4 @@ class Guarded:
   delta: jax.Array
 
   def __call__(self, noise: jax.Array) -> jax.Array:
-    return box(moved(self.network, self.generator(noise), -self.delta))
+    return jnp.clip(moved(self.network, self.generator(noise), -self.delta), 0, 1)
