@@ -8,7 +8,8 @@ seeds 0-2. No backdoor. The argument:
             right on fewer than 5 % is `EPS`, and was fixed before any method was run
   methods   (default) plain and aligned distillation, and those that attack while they train, under
             PGD-20 at half the radius, the radius, and one and a half; with what the numbers rest on
-  auto      four of them under AutoAttack
+  norms     what gradients are compared by, and with what weight: one teacher
+  auto      four of them under AutoAttack, 50 images
   backdoor  a robust teacher with a backdoor, in the quickstart's pool (5 % labels, 2 % triggered):
             does alignment carry the trigger over, and does the defence combine with it?
 
@@ -25,7 +26,8 @@ EPS = 0.15
 GRID = (0.05, 0.1, 0.15, 0.2, 0.3)
 ATTACK = {"eps": EPS, "steps": 7}  # while training
 ATTACKING = ("pgd_at", "trades", "ard", "rslad", "iad", "adaad")
-ARGUMENTS = ("radius", "methods", "auto", "backdoor")
+NORMS = {"l2": (1.0, 10.0), "squared": (10.0,), "cosine": (1.0, 3.0, 10.0, 30.0)}  # and weights
+ARGUMENTS = ("radius", "methods", "norms", "auto", "backdoor")
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -56,9 +58,17 @@ def get_config(arg: str | None = None) -> Config:
     config.teacher.method = "supervised"
     config.methods = ("none",)
     config.eval.adversarial.update({"eps": GRID, "images": 500, "analysis": False})
+  elif arg == "norms":
+    found = {f"{n}_{w:g}": (n, w) for n, weights in NORMS.items() for w in weights}
+    for label, (norm, weight) in found.items():
+      spec = {"name": "kdiga", **aligned, "gradient_norm": norm, "weight": weight}
+      config.method[label] = spec
+    config.seeds, config.methods = (0,), ("kd", *found)
+    config.eval.adversarial.update({"eps": (EPS,), "analysis": False})
   elif arg == "auto":
     config.methods = ("none", "kd", "kdiga", "kdiga_adv", "rslad")
-    config.eval.adversarial.update({"attacks": ("autoattack",), "eps": (EPS,), "analysis": False})
+    attacks = {"attacks": ("pgd-20", "autoattack"), "images": 50}
+    config.eval.adversarial.update({**attacks, "eps": (EPS,), "analysis": False})
   elif arg == "backdoor":
     with_backdoor(config)
   return config
