@@ -1,0 +1,137 @@
+"""Why ABD's search misses a trigger: what docs/abd.md says of one teacher and its generator.
+
+  PYTHONPATH=. python benchmarks/abd.py --trigger badnets --seed 0 --workdir runs/badnets
+
+Trains (or finds in the workdir) the teacher and the undefended ZSKT student of
+`configs/digits_abd.py`, and looks at them with the trigger known:
+
+  shuffled   how many triggered images, images of the target class, and others keep their class
+             when the last 1 to 5 convolutions read their inputs in another order; of three draws
+  place      mean pixel of synthetic images where the trigger is, by the teacher's class
+  universal  what the published search adds there, in standard deviations, and elsewhere
+  classes    l_1 norm of the perturbation into each class, and how often it works
+
+Writes `<out>/<trigger>-seed<n>.json`.
+"""
+
+import argparse
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+import optax
+
+from configs import digits_abd
+from rkd_jax import config as configs
+from rkd_jax import experiment, recipes
+from rkd_jax.methods import inversion, retrospection, vaccine
+from rkd_jax.reporting.files import write_json
+from rkd_jax.reporting.progress import Reporter
+from rkd_jax.runner import Runner
+from rkd_jax.setup import Setup
+from rkd_jax.story import Interview
+from rkd_jax.training import update
+from rkd_jax.training.loop import StopSignal
+
+DRAWS, COPIES, IMAGES, STEPS = 3, 3, 512, 150
+
+
+def kept(teacher: Any, shown: dict[str, jax.Array]) -> dict[str, dict[str, list[float]]]:
+  """{layers: {who: share that keeps its class, a draw each}}."""
+  found: dict[str, dict[str, list[float]]] = {}
+  for layers in range(1, 6):
+    of = found[str(layers)] = {who: [] for who in shown}
+    for draw in range(DRAWS):
+      orders = vaccine.draw(jax.random.key(draw), teacher.module, layers, COPIES)
+      asked = jax.jit(lambda x, orders=orders: vaccine.answers(teacher, orders, x))
+      for who, images in shown.items():
+        of[who].append(float(vaccine.suspicious(*asked(images)).mean()))
+  return found
+
+
+def by_class(teacher: Any, images: jax.Array, labels: jax.Array, method: Any) -> dict[str, Any]:
+  """The search of `retrospection.Method`, outside a phase: {"sizes", "rates"}, a number a class."""
+  shape = (teacher.module.classes, *teacher.module.image_shape)
+  deltas = retrospection.beside(jax.random.key(0), shape)
+  adam, known = optax.adam(method.rate), inversion.untallied(len(deltas))
+
+  @jax.jit
+  def move(deltas, state, known, images, labels):
+    def objective(deltas):
+      terms, *tally = retrospection.reach(teacher, images, labels, deltas, method.price)
+      return update.reduce_terms(terms)[0], tally
+
+    gradient, tally = jax.grad(objective, has_aux=True)(deltas)
+    steps, state = adam.update(gradient, state)
+    return deltas + steps, state, inversion.tallied(known, *tally)
+
+  state = adam.init(deltas)
+  for step in range(STEPS):
+    rows = np.arange(step * method.searched, (step + 1) * method.searched) % len(images)
+    deltas, state, known = move(deltas, state, known, images[rows], labels[rows])
+  sizes, rates = retrospection.lengths(deltas), inversion.rates_of(known)
+  who = inversion.suspected(sizes, rates, method.success)
+  return {"sizes": sizes.tolist(), "rates": rates.tolist(), "suspected": int(who)}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--trigger", default="badnets", choices=digits_abd.TRIGGERS)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/inside_abd"))
+  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/inside_abd"))
+  options = parser.parse_args()
+  config = digits_abd.get_config(options.trigger)
+  configs.normalise(config)
+  dataset = experiment.load(config, Reporter(quiet=True))
+  runner = Runner(config, dataset, options.workdir, Reporter(), StopSignal())
+  setup = Setup(config, dataset, options.seed)
+  phases = {name: recipes.phases(setup, spec) for name, spec in recipes.specs(config).items()}
+  made = runner.finish(phases["zskt"]["student"])
+  networks, method = made.program.bind(made.trees), made.program.method
+  teacher, second = networks["teacher"], phases["abd"]["student"].method
+  seen = Interview(runner, options.seed)
+  truth, count = seen.truth, len(seen.truth.labels)
+  clean, triggered = (
+    jnp.concatenate(list(asked.batches()))[:count] for asked in (seen.clean, seen.triggered)
+  )
+  others = truth.labels != truth.goals
+  place = np.asarray(jnp.abs(triggered - clean).max((0, 3)) > 0)  # [H, W]
+  shown = {"triggered": triggered[others], "target": clean[~others], "others": clean[others]}
+
+  batches = IMAGES // config.student.batch_size  # the generator normalises by its batch
+  invented = [
+    method.invent(jax.random.key(k), networks, made.memory, config.student.batch_size)
+    for k in range(batches)
+  ]
+  images = jnp.concatenate(invented)
+  labels = teacher(images, train=False)[0].logits.argmax(-1)
+  of_target = np.asarray(labels) == config.target
+  there = np.asarray(images)[:, place].mean((1, 2))
+  search = (second.rate, second.decay)
+  delta = retrospection.universal(
+    teacher, method.divergence, invented[0], jax.random.key(0), 10, *search
+  )[0]
+  report = {
+    "schema": 1, **measure.context(), "trigger": options.trigger, "seed": options.seed,
+    "shuffled": kept(teacher, shown),
+    "place": {"target": float(there[of_target].mean()), "others": float(there[~of_target].mean())},
+    "universal": {
+      "there": float(delta[place].mean()), "elsewhere": float(jnp.abs(delta[~place]).mean()),
+    },
+    "classes": by_class(teacher, images, labels, second),
+  }  # fmt: skip
+  path = options.out / f"{options.trigger}-seed{options.seed}.json"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_json(path, report)
+  for key in ("shuffled", "place", "universal", "classes"):
+    print(key, report[key])
+
+
+if __name__ == "__main__":
+  main()
