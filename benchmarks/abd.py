@@ -93,8 +93,10 @@ def main() -> None:
   setup = Setup(config, dataset, options.seed)
   phases = {name: recipes.phases(setup, spec) for name, spec in recipes.specs(config).items()}
   made = runner.finish(phases["zskt"]["student"])
-  networks, method = made.program.bind(made.trees), made.program.method
-  teacher, second = networks["teacher"], phases["abd"]["student"].method
+  networks = made.program.bind(made.trees)
+  method: Any = made.program.method
+  teacher: Any = networks["teacher"]
+  second: Any = phases["abd"]["student"].method
   seen = Interview(runner, options.seed)
   truth, count = seen.truth, len(seen.truth.labels)
   clean, triggered = (
