@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> Config:
   config.clean_teacher_seeds = 1
   config.methods = ("zskt", "abd_published", "abd")
   shorten(config)
-  by_class(config, rounds=150, published=20)
+  by_class(config, rounds=250, published=20)
   return config
 
 
@@ -58,4 +58,4 @@ def by_class(config: Config, rounds: int, published: int) -> None:
   config.method.abd_published = {"name": "abd", "rounds": published, "retrospection": literal}
   config.method.abd.rounds = rounds
   config.method.retrospection.update({"search": "classes", "guard": 2.0, "ascents": 5})
-  config.method.retrospection.update({"share": 0.5, "weight": 1.0, "student_rate": 1e-3})
+  config.method.retrospection.update({"share": 0.5, "weight": 2.0, "student_rate": 1e-3})

@@ -101,6 +101,12 @@ class Plugin(base.Plugin):
     return self.base.invent(key, variables, state["base"], count)
 
 
+def without(terms: Mapping[str, Any], dropped: jax.Array) -> dict[str, Any]:
+  """The terms of a loss without images for which `dropped`, float[B], is 1."""
+  kept = {n: (t[0], t[1] * (1 - dropped)) for n, t in terms.items() if isinstance(t, tuple)}
+  return {**terms, **kept}
+
+
 def imbalance(logits: jax.Array) -> jax.Array:
   """-H of the batch's mean answer, in nats: least where all classes are said equally often."""
   mean = jax.nn.softmax(logits).mean(0)

@@ -17,11 +17,12 @@ image in [0, 1] is `std` times as much, unclipped. What is otherwise here:
   So the smallest one into each class is sought instead, on the teacher, better from round to round.
   If one works and is far smaller than most, it is what the student looks back on; `guard` also
   takes it away from all that the generator makes, which must find out what else makes the class.
+  Images that still lean on it teach nothing: those of the class that leave it with one guard more.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,8 @@ class Method(datafree.Plugin):
     searched: images a step of a search by class.
     outlier: a class is suspected if its perturbation's l_1 norm is below so much of the median.
     guard: how many times a suspected class's perturbation is taken away from what the generator
-      makes, and added where the student looks back; 0: nothing is taken away, once is added.
+      makes, and added where the student looks back; 0: nothing is taken away, once is added, and
+      images that lean on it teach.
     share: of the batch that the student sees perturbed.
     detach: whether the student's plain answer is a constant in psi.
     weight: of psi.
@@ -149,8 +151,11 @@ class Method(datafree.Plugin):
     variables = self.guarded(variables, state)
     batch = super().shared(player, variables, state, batch, targets, key, step)
     if player == "student" and self.by_class:
-      delta, suspicious = self._suspect(variables, state)
-      return {**batch, "delta": delta, "suspicious": suspicious}
+      suspect = self._suspect(variables, state)
+      batch = {**batch, "delta": suspect.delta, "suspicious": suspect.on}
+      if self.guard:
+        batch["leaning"] = self._leaning(variables, state, batch["image"])
+      return batch
     if player == "student" and "image" in batch and self.victim == "teacher":
       batch = {**batch, "delta": self._universal(variables, batch["image"], self.own(key))}
     return batch
@@ -160,6 +165,14 @@ class Method(datafree.Plugin):
       return self._sought(variables, state, batch, key)
     variables = self.guarded(variables, state)
     terms, aux = super().loss(player, variables, state, batch, targets, key, step)
+    if self.guard:
+      if player == "student":
+        leaning = batch["leaning"]
+      else:
+        images = self.images(player, variables, state, batch, key)
+        leaning = self._leaning(variables, state, images)
+      terms = datafree.without(terms, leaning)
+      aux = dataclasses.replace(aux, metrics={**aux.metrics, "leaning": leaning})
     if player == "student":
       terms["retrospection"] = self._looking_back(variables, state, batch, key)
     return terms, aux
@@ -172,22 +185,29 @@ class Method(datafree.Plugin):
     search = self.ascents, self.rate, self.decay
     return universal(*with_whom, images, key, *search)
 
-  def _suspect(self, variables, state) -> tuple[jax.Array, jax.Array]:
-    """(the suspected class's perturbation [1, H, W, C], 1 if a class is suspected)."""
+  def _suspect(self, variables, state) -> "Suspect":
     deltas, rates = variables[SEEKER], inversion.rates_of(state)
     sizes = lengths(deltas)
     who = inversion.suspected(sizes, rates, self.success)
     small = sizes[who] < self.outlier * jnp.median(sizes)
     suspicious = (rates[who] >= self.success) & small
-    return deltas[who][None], suspicious.astype(deltas.dtype)
+    found = Suspect(who, deltas[who][None], suspicious.astype(deltas.dtype))
+    return jax.lax.stop_gradient(found)
+
+  def _leaning(self, variables, state, images) -> jax.Array:
+    """float[B]: 1 where an image is of the suspected class, and not so without its perturbation."""
+    suspect, teacher = self._suspect(variables, state), variables["teacher"]
+    without = jnp.clip(moved(teacher, images, -self.guard * suspect.delta), 0, 1)
+    was, now = (teacher(x, train=False)[0].logits.argmax(-1) for x in (images, without))
+    return suspect.on * (was == suspect.label) * (now != suspect.label)
 
   def guarded(self, variables, state):
     """The networks, with a generator whose images have lost what a class is suspected for."""
     if not self.guard:
       return variables
-    delta, suspicious = jax.lax.stop_gradient(self._suspect(variables, state))
+    suspect = self._suspect(variables, state)
     generator, teacher = variables["generator"], variables["teacher"]
-    less = Guarded(generator, teacher, self.guard * suspicious * delta)
+    less = Guarded(generator, teacher, self.guard * suspect.on * suspect.delta)
     return {**variables, "generator": less}
 
   def _sought(self, variables, state, batch, key):
@@ -196,7 +216,7 @@ class Method(datafree.Plugin):
     images = images[: self.searched]
     labels = teacher(images, train=False)[0].logits.argmax(-1)
     terms, weight, hit = reach(teacher, images, labels, variables[SEEKER], self.price)
-    metrics = {"train_asr": (hit, weight), "suspicious": self._suspect(variables, state)[1]}
+    metrics = {"train_asr": (hit, weight), "suspicious": self._suspect(variables, state).on}
     state = {**state, **inversion.tallied(state, weight, hit)}
     return terms, base.Aux(state=state, metrics=metrics)
 
@@ -300,6 +320,20 @@ def optimum(
 
 
 # By class.
+
+
+class Suspect(NamedTuple):
+  """The class that is suspected, or would be first.
+
+  Attributes:
+    label: int[].
+    delta: its perturbation, float[1, H, W, C], in standard deviations.
+    on: float[], 1 if it is suspected.
+  """
+
+  label: jax.Array
+  delta: jax.Array
+  on: jax.Array
 
 
 def reach(

@@ -153,15 +153,11 @@ def turned_away(
     mask: float[B], 1 on suspicious images.
     on: 0 where nothing is suspected yet.
   """
-  split: dict[str, Any] = {}
-  for name, term in terms.items():
-    if isinstance(term, tuple):
-      value, weight = term
-      split[name] = (value, weight * (1 - on * mask))
-      split[f"{name}_suspicious"] = (-price * value, weight * mask)
-    else:
-      split[name] = term
-  return split
+  apart = {name: term for name, term in terms.items() if isinstance(term, tuple)}
+  pushed = {
+    f"{n}_suspicious": (-price * value, weight * mask) for n, (value, weight) in apart.items()
+  }
+  return datafree.without(terms, on * mask) | pushed
 
 
 def kernels(network: Any, layers: int) -> tuple[Path, ...]:
