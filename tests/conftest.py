@@ -8,7 +8,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 import jax
+import pytest
 from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read them
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_module():
+  """Thousands of compiled programs in one process end it, so each file's are let go after it."""
+  yield
+  jax.clear_caches()

@@ -388,6 +388,28 @@ def test_the_guard_takes_the_perturbation_away():
   np.testing.assert_array_equal(batch["image"], GREY)
 
 
+def test_images_that_lean_on_a_suspected_perturbation_teach_nothing():
+  net, images = shortcut(), jnp.full((3, 4, 4, 1), 0.3)
+  weights = net.params["w"][:15].at[:, 1].set(0.0).at[1, 1].set(9.0)  # class 1 without the shortcut
+  net = net.with_params({"w": net.params["w"].at[:15].set(weights)})
+  images = images.at[:, 0, 1].set(jnp.array([0.0, 0.0, 1.0])[:, None])
+  images = images.at[:, 3, 3].set(jnp.array([1.0, 0.0, 0.0])[:, None])
+  deltas = jnp.ones((3, 4, 4, 1)).at[1].set(0.0).at[1, 3, 3].set(1 / (2 * net.module.std[0]))
+  variables = {"teacher": net, "perturbation": deltas}
+  assert net(images, train=False)[0].logits.argmax(-1).tolist()[::2] == [1, 1]
+  assert GUARDED._leaning(variables, HITS, images).tolist() == [1, 0, 0]
+  assert not dataclasses.replace(GUARDED, success=1.0)._leaning(variables, HITS, images).any()
+
+  variables, state, _ = looking(GUARDED)
+  batch = GUARDED.shared("student", variables, state, NOISE, None, None, 0)
+  batch["leaning"] = jnp.array([1.0, 0, 0, 1, 0, 0])
+  terms, aux = GUARDED.loss("student", variables, state, batch, None, jax.random.key(3), 0)
+  for name in ("kl", "attention"):
+    np.testing.assert_array_equal(terms[name][1], 1 - batch["leaning"])
+  np.testing.assert_array_equal(terms["retrospection"][1], 1)
+  np.testing.assert_array_equal(aux.metrics["leaning"], batch["leaning"])
+
+
 def test_the_report_shows_the_images_that_the_student_saw():
   toy = phase(GUARDED)
   state, frozen = toy.play(2)
