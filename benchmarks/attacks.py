@@ -1,9 +1,10 @@
 """Our attacks beside torchattacks' (PyTorch) on one network: what both leave right, and how long.
 
   python benchmarks/attacks.py --images 200 --seeds 3
+  python benchmarks/attacks.py --data tfds:cifar10 --data-dir DIR --eps 0.031373 --images 1000 \
+    --widths 32,64 --steps 3000
 
-A small CNN is trained adversarially on scikit-learn's digits, and its weights are given to both.
-Each attack runs over the same test images with several seeds. Needs PyTorch, and torchattacks
+A small CNN is trained adversarially on the data set, and its weights are given to both. Each attack runs over the same test images with several seeds. Needs PyTorch, and torchattacks
 importable: its package names releases of other packages that it can do without, so install it with
 --no-deps. Writes `<out>/<device>/attacks.json`.
 """
@@ -27,11 +28,10 @@ from rkd_jax.data import sources
 from rkd_jax.reporting.files import write_json
 
 NAMES = ("fgsm", "pgd-20", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack")
-WIDTHS = (16, 32)
 
 
 def logits(weights: Any, images: jax.Array) -> jax.Array:
-  """Two strided convolutions and a dense layer."""
+  """Strided convolutions and a dense layer."""
   x = images
   for kernel, bias in weights["convs"]:
     x = jax.lax.conv_general_dilated(
@@ -41,16 +41,16 @@ def logits(weights: Any, images: jax.Array) -> jax.Array:
   return x.transpose(0, 3, 1, 2).reshape(len(x), -1) @ weights["dense"] + weights["bias"]
 
 
-def trained(images: np.ndarray, labels: np.ndarray, eps: float, steps: int) -> Any:
+def trained(images: Any, labels: Any, widths: tuple[int, ...], eps: float, steps: int) -> Any:
   """Weights after adversarial training (PGD of 5 steps)."""
-  keys, fan = jax.random.split(jax.random.key(0), 3), images.shape[-1]
+  keys, fan = jax.random.split(jax.random.key(0), len(widths) + 1), images.shape[-1]
   weights: dict[str, Any] = {"convs": []}
-  for key, width in zip(keys, WIDTHS, strict=False):
+  for key, width in zip(keys[:-1], widths, strict=True):
     kernel = jax.random.normal(key, (3, 3, fan, width)) * (2 / (9 * fan)) ** 0.5
     weights["convs"].append((kernel, jnp.zeros(width)))
     fan = width
-  flat = (images.shape[1] // 4) * (images.shape[2] // 4) * fan
-  weights["dense"] = jax.random.normal(keys[2], (flat, 10)) * (1 / flat) ** 0.5
+  flat = (images.shape[1] // 2 ** len(widths)) ** 2 * fan
+  weights["dense"] = jax.random.normal(keys[-1], (flat, 10)) * (1 / flat) ** 0.5
   weights["bias"] = jnp.zeros(10)
   optimizer = optax.adam(3e-3)
 
@@ -78,13 +78,12 @@ def twin(weights: Any) -> Any:
   class Twin(torch.nn.Module):
     def __init__(self):
       super().__init__()
-      fan, layers = 1, []
+      layers = []
       for kernel, bias in weights["convs"]:
-        conv: Any = torch.nn.Conv2d(fan, kernel.shape[-1], 3, 2, 1)
+        conv: Any = torch.nn.Conv2d(*kernel.shape[2:], 3, 2, 1)
         conv.weight.data = torch.tensor(np.asarray(kernel).transpose(3, 2, 0, 1))
         conv.bias.data = torch.tensor(np.asarray(bias))
         layers += [conv, torch.nn.ReLU()]
-        fan = kernel.shape[-1]
       dense = torch.nn.Linear(*weights["dense"].shape)
       dense.weight.data = torch.tensor(np.asarray(weights["dense"]).T.copy())
       dense.bias.data = torch.tensor(np.asarray(weights["bias"]))
@@ -142,6 +141,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  parser.add_argument("--data", default="digits", choices=("digits", "tfds:cifar10"))
+  parser.add_argument("--data-dir", help="where CIFAR-10 lies as TFDS prepares it")
+  parser.add_argument("--widths", default="16,32", help="of the network's convolutions")
   parser.add_argument("--images", type=int, default=200)
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--eps", type=float, default=0.15)
@@ -149,10 +151,12 @@ def main() -> None:
   parser.add_argument("--names", default=",".join(NAMES))
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/bench"))
   options = parser.parse_args()
-  dataset = sources.load("digits", None, 0, 197.0, 500.0)
+  sizes = (197.0, 500.0) if options.data == "digits" else (0.1, float(options.images))
+  dataset = sources.load(options.data, options.data_dir, 0, *sizes)
   parts = dataset.train, dataset.test
-  pixels = [np.asarray(part.images).astype(np.float32) / 255 for part in parts]
-  weights = trained(pixels[0], dataset.train.labels, options.eps, options.steps)
+  pixels = [np.asarray(part.images[:]).astype(np.float32) / 255 for part in parts]
+  widths = tuple(int(width) for width in options.widths.split(","))
+  weights = trained(pixels[0], dataset.train.labels, widths, options.eps, options.steps)
   images, labels = pixels[1][: options.images], dataset.test.labels[: options.images]
   apply, model = jax.tree_util.Partial(logits, weights), twin(weights)
   clean = float((np.asarray(apply(images)).argmax(-1) == labels).mean())
