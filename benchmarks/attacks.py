@@ -4,9 +4,10 @@
   python benchmarks/attacks.py --data tfds:cifar10 --data-dir DIR --eps 0.031373 --images 1000 \
     --widths 32,64 --steps 3000
 
-A small CNN is trained adversarially on the data set, and its weights are given to both. Each attack runs over the same test images with several seeds. Needs PyTorch, and torchattacks
-importable: its package names releases of other packages that it can do without, so install it with
---no-deps. Writes `<out>/<device>/attacks.json`.
+A small CNN is trained adversarially on the data set, and its weights are given to both. Each attack
+runs over the same test images with several seeds. Needs PyTorch, and torchattacks importable: its
+package names releases of other packages that it can do without, so install it with --no-deps.
+Writes `<out>/<device>/attacks.json`.
 """
 
 import argparse
@@ -80,7 +81,8 @@ def twin(weights: Any) -> Any:
       super().__init__()
       layers = []
       for kernel, bias in weights["convs"]:
-        conv: Any = torch.nn.Conv2d(*kernel.shape[2:], 3, 2, 1)
+        fan, width = kernel.shape[2:]
+        conv: Any = torch.nn.Conv2d(fan, width, 3, 2, 1)
         conv.weight.data = torch.tensor(np.asarray(kernel).transpose(3, 2, 0, 1))
         conv.bias.data = torch.tensor(np.asarray(bias))
         layers += [conv, torch.nn.ReLU()]
