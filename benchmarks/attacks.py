@@ -7,7 +7,8 @@
 A small CNN is trained adversarially on the data set, and its weights are given to both. Each attack
 runs over the same test images with several seeds. Needs PyTorch, and torchattacks importable: its
 package names releases of other packages that it can do without, so install it with --no-deps.
-Writes `<out>/<device>/attacks.json`.
+Writes `<out>/<device>/attacks_<data>.json`, and keeps what is there of the same network and
+settings.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from rich.table import Table
 
 from rkd_jax.adversarial import ball, base, named, pgd
 from rkd_jax.data import sources
-from rkd_jax.reporting.files import write_json
+from rkd_jax.reporting.files import read_json, write_json
 
 NAMES = ("fgsm", "pgd-20", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack")
 
@@ -83,7 +84,7 @@ def twin(weights: Any) -> Any:
       for kernel, bias in weights["convs"]:
         fan, width = kernel.shape[2:]
         conv: Any = torch.nn.Conv2d(fan, width, 3, 2, 1)
-        conv.weight.data = torch.tensor(np.asarray(kernel).transpose(3, 2, 0, 1))
+        conv.weight.data = torch.tensor(np.asarray(kernel).transpose(3, 2, 0, 1)).contiguous()
         conv.bias.data = torch.tensor(np.asarray(bias))
         layers += [conv, torch.nn.ReLU()]
       dense = torch.nn.Linear(*weights["dense"].shape)
@@ -133,7 +134,8 @@ def theirs_left(name: str, model: Any, images: Any, labels: Any, eps: float, see
 
   torch.set_num_threads(1)
   torch.manual_seed(seed)
-  x, y = torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(labels).long()
+  x = torch.tensor(images.transpose(0, 3, 1, 2)).contiguous()  # their FAB asks for this layout
+  y = torch.tensor(labels).long()
   changed = theirs(name, model, eps, seed)(x, y)
   with torch.no_grad():
     return (model(changed).argmax(1) == y).numpy()
@@ -163,11 +165,15 @@ def main() -> None:
   apply, model = jax.tree_util.Partial(logits, weights), twin(weights)
   clean = float((np.asarray(apply(images)).argmax(-1) == labels).mean())
   report: dict[str, Any] = {"schema": 1, **measure.context(), "clean": clean, "cells": []}
-  report["settings"] = {k: str(v) for k, v in vars(options).items() if k != "out"}
-  path = options.out / measure.slug() / "attacks.json"
+  aside = ("out", "names", "data_dir")
+  report["settings"] = {k: str(v) for k, v in vars(options).items() if k not in aside}
+  path = options.out / measure.slug() / f"attacks_{options.data.removeprefix('tfds:')}.json"
   path.parent.mkdir(parents=True, exist_ok=True)
-  table = Table("attack", "ours", "theirs", "both differ on", "seconds ours", "theirs")
-  for name in options.names.split(","):
+  before = read_json(path) if path.exists() else {}
+  if all(before.get(key) == report[key] for key in ("settings", "clean")):
+    report["cells"] = before["cells"]
+  measured = [cell["attack"] for cell in report["cells"]]
+  for name in (name for name in options.names.split(",") if name not in measured):
     cell: dict[str, Any] = {"attack": name, "ours": [], "theirs": [], "differ": []}
     spent = {"ours": [], "theirs": []}
     for seed in range(options.seeds):
@@ -182,10 +188,12 @@ def main() -> None:
       cell["differ"].append(int((found["ours"] != found["theirs"]).sum()))
     cell |= {f"seconds_{who}": float(np.median(times)) for who, times in spent.items()}
     report["cells"].append(cell)
+    write_json(path, report)
+  table = Table("attack", "ours", "theirs", "both differ on", "seconds ours", "theirs")
+  for cell in report["cells"]:
     shown = (" ".join(f"{100 * v:.1f}" for v in cell[who]) for who in ("ours", "theirs"))
     times = (f"{cell[f'seconds_{who}']:.1f}" for who in ("ours", "theirs"))
-    table.add_row(name, *shown, str(cell["differ"]), *times)
-    write_json(path, report)
+    table.add_row(cell["attack"], *shown, str(cell["differ"]), *times)
   Console().print(f"clean {100 * clean:.1f} %", table, str(path))
 
 
