@@ -1,14 +1,14 @@
 """Our attacks beside torchattacks' (PyTorch) on one network: what both leave right, and how long.
 
   python benchmarks/attacks.py --images 200 --seeds 3
-  python benchmarks/attacks.py --data tfds:cifar10 --data-dir DIR --eps 0.031373 --images 1000 \
-    --widths 32,64 --steps 3000
+  python benchmarks/attacks.py --data tfds:cifar10 --data-dir DIR --eps 0.03137254901960784 \
+    --images 1000 --widths 32,64,128 --steps 4000
 
 A small CNN is trained adversarially on the data set, and its weights are given to both. Each attack
 runs over the same test images with several seeds. Needs PyTorch, and torchattacks importable: its
 package names releases of other packages that it can do without, so install it with --no-deps.
-Writes `<out>/<device>/attacks_<data>.json`, and keeps what is there of the same network and
-settings.
+Writes `<out>/<device>/attacks_<data>.json`, and keeps what is there of the same network,
+settings and versions.
 """
 
 import argparse
@@ -170,7 +170,7 @@ def main() -> None:
   path = options.out / measure.slug() / f"attacks_{options.data.removeprefix('tfds:')}.json"
   path.parent.mkdir(parents=True, exist_ok=True)
   before = read_json(path) if path.exists() else {}
-  if all(before.get(key) == report[key] for key in ("settings", "clean")):
+  if all(before.get(key) == report[key] for key in ("settings", "clean", "versions")):
     report["cells"] = before["cells"]
   measured = [cell["attack"] for cell in report["cells"]]
   for name in (name for name in options.names.split(",") if name not in measured):

@@ -7,8 +7,8 @@
 Times whatever device JAX finds, on synthetic data of CIFAR-10's shape that lie there. Contestants
 take turns within each round; figures are medians over the rounds in which other processes took no
 more than a tenth of the processors. Asserts nothing about time.
-Writes `<out>/<device>/step.json`. Needs rkd_jax installed (or its folder in PYTHONPATH) alone, and
-PyTorch for --torch.
+Writes `<out>/<device>/step.json`, with --kdiga `kdiga_step.json`. Needs rkd_jax installed (or its
+folder in PYTHONPATH) alone, and PyTorch for --torch.
 """
 
 import argparse
@@ -67,7 +67,8 @@ def main() -> None:
     report["torch"] = about_torch()
   rows = jax_cells.synthetic(options.images)
   report["cells"] = []
-  path = options.out / measure.slug() / "step.json"
+  name = "kdiga_step.json" if options.kdiga else "step.json"
+  path = options.out / measure.slug() / name
   for pair in options.pairs.split(","):
     report["cells"].append(cell(pair, rows, options))
     write_json(path, report | {"load_after": measure.load()})  # what is measured is kept
