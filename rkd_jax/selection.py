@@ -2,9 +2,10 @@
 
 A field of a method that is given several numbers where it takes one is a strength with its grid:
 `{"name": "consistency", "amplitude": (0.0, 0.25, 0.5)}`. Chosen is the largest value whose accuracy
-on the hold-out is at most one point below that of strength 0, on the same images. Several strengths
-of one method are chosen one after another, the inner methods' first; those not yet chosen are 0.
-Neither triggers nor test images are seen.
+on the hold-out is at most one point below that of strength 0, on the same images. So strength 0 is
+tried, then the others from the largest down until one passes. Several strengths of one method are
+chosen one after another, the inner methods' first; those not yet chosen are 0. Neither triggers nor
+test images are seen.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ class Choice:
   Attributes:
     path: of the field, as "base.amplitude".
     chosen: its value.
-    hits: {value: bool[M]}: which hold-out images its student got right.
+    hits: {value: bool[M]}, ascending, of those tried: which hold-out images its student got right.
   """
 
   path: str
@@ -76,7 +77,8 @@ def with_values(spec: Spec, values: Mapping[Path, float]) -> Spec:
 
 
 def candidates(spec: Spec) -> list[Spec]:
-  """Specs in which each value of each grid stands once, the other strengths at 0."""
+  """Specs in which each value of each grid stands once, the other strengths at 0; all that may be
+  tried."""
   grids = strengths(spec)
   zeros = dict.fromkeys(grids, 0.0)
   found = [with_values(spec, {**zeros, path: v}) for path, grid in grids.items() for v in grid]
@@ -108,8 +110,12 @@ def choose(spec: Spec, ask: Callable[[Spec], np.ndarray]) -> tuple[Spec, list[Ch
   """
   grids = strengths(spec)
   values, choices = dict.fromkeys(grids, 0.0), []
-  for path, grid in grids.items():
-    hits = {value: ask(with_values(spec, {**values, path: value})) for value in grid}
-    values[path] = largest(hits)
-    choices.append(Choice(".".join(path), values[path], hits))
+  for path, (zero, *others) in grids.items():
+    hits = {}
+    for value in (zero, *reversed(others)):
+      hits[value] = ask(with_values(spec, {**values, path: value}))
+      values[path] = largest(hits)
+      if values[path]:
+        break
+    choices.append(Choice(".".join(path), values[path], dict(sorted(hits.items()))))
   return with_values(spec, values), choices

@@ -74,8 +74,8 @@ class Story:
     return phases
 
   def expected(self) -> Iterator[Phase]:
-    """The phases that `run` makes, as far as they are known before: which strengths are chosen
-    together is not."""
+    """The phases that `run` makes, as far as they are known before: which strengths are tried, and
+    chosen together, is not."""
     for setup in map(self.setup, self.kinds):
       yield from [*setup.attackers(), *([setup.trigger.phase] if setup.trigger else [])]
       for spec in self.specs.values():

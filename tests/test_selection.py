@@ -56,10 +56,21 @@ def test_strengths_are_chosen_one_after_another_and_those_not_yet_chosen_are_zer
 
   found, choices = selection.choose(spec((0.25, 0.5), alpha=(0.5, 1.0)), ask)
   assert found == spec(0.5, alpha=0.5)
-  assert asked == [(0, 0), (0.5, 0), (1, 0), (0.5, 0), (0.5, 0.25), (0.5, 0.5)]
+  assert asked == [(0, 0), (1, 0), (0.5, 0), (0.5, 0), (0.5, 0.5)]  # nothing below what passes
   chosen = {choice.path: choice.chosen for choice in choices}
   assert chosen == {"base.base.alpha": 0.5, "base.amplitude": 0.5}
-  assert choices[0].accuracies() == {0.0: 0.95, 0.5: 0.95, 1.0: 0.93}
+  assert list(choices[0].accuracies().items()) == [(0.0, 0.95), (0.5, 0.95), (1.0, 0.93)]
+
+
+def test_what_is_not_tried_would_change_nothing():
+  grid, rng = (0.0, 0.25, 0.5, 1.0), np.random.default_rng(0)
+  tried = set()
+  for accuracies in 0.9 + 0.04 * rng.random((200, len(grid))):
+    hits = {value: right(accuracy) for value, accuracy in zip(grid, accuracies, strict=True)}
+    found, (choice,) = selection.choose(spec(grid), lambda one: hits[one["base"]["amplitude"]])
+    assert found["base"]["amplitude"] == choice.chosen == selection.largest(hits)
+    tried.add(len(choice.hits))
+  assert tried == {2, 3, 4}
 
 
 def test_without_grids_nothing_is_asked():

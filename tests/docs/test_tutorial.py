@@ -34,8 +34,6 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     **os.environ,
     "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "PYTHONPATH": str(ROOT),
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),  # three runs of the same networks
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
   }
   for commands in blocks("bash"):
     subprocess.run(["bash", "-ec", commands], cwd=tmp_path, env=environment, check=True)
