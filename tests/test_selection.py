@@ -67,7 +67,8 @@ def test_what_is_not_tried_would_change_nothing():
   tried = set()
   for accuracies in 0.9 + 0.04 * rng.random((200, len(grid))):
     hits = {value: right(accuracy) for value, accuracy in zip(grid, accuracies, strict=True)}
-    found, (choice,) = selection.choose(spec(grid), lambda one, hits=hits: hits[one["base"]["amplitude"]])
+    ask = lambda one, hits=hits: hits[one["base"]["amplitude"]]  # noqa: E731
+    found, (choice,) = selection.choose(spec(grid), ask)
     assert found["base"]["amplitude"] == choice.chosen == selection.largest(hits)
     tried.add(len(choice.hits))
   assert tried == {2, 3, 4}
