@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rkd_jax import commands
+from rkd_jax import commands, heap
 from rkd_jax.errors import UserError, nearest
 from rkd_jax.reporting import terminal
 from rkd_jax.reporting.terminal import VERBOSITY
@@ -119,6 +119,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: ConfigDict, name: str, said: str) -> int:
   """JAX is imported here, once the command line is known to be right."""
+  heap.keep()
   from rkd_jax import config as configs
   from rkd_jax import experiment
   from rkd_jax.training import checkpoint

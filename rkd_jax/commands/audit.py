@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from rkd_jax import heap
 from rkd_jax.audit.calibrate import FEWEST
 from rkd_jax.commands.inspect import Parser
 from rkd_jax.errors import UserError
@@ -109,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def audit(options: argparse.Namespace, words: Sequence[str]) -> int:
   """The same; JAX is imported once the command line is known to be right."""
   check(options)
+  heap.keep()
   from rkd_jax import auditing, finished, subjects, workdir
   from rkd_jax.desk import Desk, images
   from rkd_jax.reporting.progress import Reporter

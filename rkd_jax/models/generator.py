@@ -7,6 +7,7 @@ sigmoid follows: what comes out are pixels in [0, 1], so that whatever is found 
 for images, and a trigger dug out of a teacher is one that an image can carry.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rkd_jax.errors import UserError, check_range
+from rkd_jax.models.convolution import convolve
 
 EPSILON = 1e-5
 
@@ -53,10 +55,11 @@ class Generator(nn.Module):
     shape = height // 4, width // 4, 2 * self.width
     x = nn.Dense(shape[0] * shape[1] * shape[2], name="dense")(noise).reshape(-1, *shape)
     x = BatchNormed(name="norm0")(x)
+    conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=convolve)
     for place, hidden in enumerate((2 * self.width, self.width), 1):
-      x = nn.Conv(hidden, (3, 3), name=f"conv{place}")(doubled(x))
+      x = conv(hidden, name=f"conv{place}")(doubled(x))
       x = nn.leaky_relu(BatchNormed(name=f"norm{place}")(x), 0.2)
-    x = nn.Conv(channels, (3, 3), name="conv3")(x)
+    x = conv(channels, name="conv3")(x)
     if not self.mean:
       return nn.sigmoid(x)
     mean, std = jnp.clip(jnp.asarray([self.mean, self.std]), 0.01, 0.99)

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from rkd_jax.errors import UserError, nearest
+from rkd_jax.models.convolution import convolve
 from rkd_jax.models.network import Edit
 from rkd_jax.models.norm import BatchNorm
 
@@ -40,7 +41,8 @@ def conv(channels: int, size: int, stride: int = 1, **kwargs: Any) -> nn.Conv:
   """
   init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
   window: dict[str, Any] = dict(kernel_size=(size, size), strides=stride, padding=size // 2)
-  return nn.Conv(channels, **{"use_bias": False, "kernel_init": init, **window, **kwargs})
+  fixed = {"use_bias": False, "kernel_init": init, "conv_general_dilated": convolve}
+  return nn.Conv(channels, **{**fixed, **window, **kwargs})
 
 
 def normed(

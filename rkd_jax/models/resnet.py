@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from rkd_jax.errors import UserError
+from rkd_jax.models import layers
 from rkd_jax.models.network import Edit, Outputs
 from rkd_jax.models.norm import BatchNorm
 
@@ -66,7 +67,7 @@ class Model(nn.Module):
   def __call__(self, images: jax.Array, train: bool, edit: Edit | None = None) -> Outputs:
     """Normalised images [B, H, W, C], H and W at least 8 -> Outputs (`bn` left empty)."""
     features, pre_relu, last = {}, {}, (self.depth - 2) // 6 - 1
-    x = _conv(self.stem or self.width, 3, dtype=self.dtype, name="conv")(images)
+    x = layers.conv(self.stem or self.width, 3, dtype=self.dtype, name="conv")(images)
     x = nn.relu(BatchNorm(self.bn_group, dtype=self.dtype, name="norm")(x, train))
     for stage, factor, stride in zip(STAGES, (1, 2, 4), (1, 2, 2), strict=True):
       for i in range(last + 1):
@@ -94,7 +95,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """x [B, H, W, C] -> the sum [B, H/stride, W/stride, channels]."""
-    conv = functools.partial(_conv, self.channels, dtype=self.dtype)
+    conv = functools.partial(layers.conv, self.channels, dtype=self.dtype)
     norm = functools.partial(BatchNorm, self.bn_group, dtype=self.dtype)
     y = conv(3, self.stride, name="conv1")(x)
     y = nn.relu(norm(name="norm1")(y, train))
@@ -112,10 +113,3 @@ def _pad_channels(x: jax.Array, channels: int) -> jax.Array:
   """Zeros on either side of the last axis, as the common PyTorch checkpoints of option A expect."""
   new = channels - x.shape[-1]
   return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(new // 2, new - new // 2)])
-
-
-def _conv(channels: int, size: int, stride: int = 1, **kwargs) -> nn.Conv:
-  """PyTorch's padding: XLA's "SAME" pads strided convolutions of even sizes on one side only."""
-  init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. (2015)
-  window = dict(kernel_size=(size, size), strides=stride, padding=size // 2)
-  return nn.Conv(channels, **window, use_bias=False, kernel_init=init, **kwargs)

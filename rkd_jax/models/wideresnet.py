@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from rkd_jax.errors import UserError
+from rkd_jax.models import layers
 from rkd_jax.models.network import Edit, Outputs
 from rkd_jax.models.norm import BatchNorm
 
@@ -56,7 +57,7 @@ class Model(nn.Module):
   def __call__(self, images: jax.Array, train: bool, edit: Edit | None = None) -> Outputs:
     """Normalised images [B, H, W, C], H and W at least 8 -> Outputs (`bn` left empty)."""
     features, normed = {}, []
-    x = _conv(16, 3, dtype=self.dtype, name="conv")(images)
+    x = layers.conv(16, 3, dtype=self.dtype, name="conv")(images)
     for stage, channels, stride in zip(STAGES, (16, 32, 64), (1, 2, 2), strict=True):
       for i in range((self.depth - 4) // 6):
         shape = (channels * self.widen, stride if i == 0 else 1)
@@ -83,7 +84,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
     """x [B, H, W, C] -> (sum [B, H/stride, W/stride, channels], output of norm1 [B, H, W, C])."""
-    conv = functools.partial(_conv, self.channels, dtype=self.dtype)
+    conv = functools.partial(layers.conv, self.channels, dtype=self.dtype)
     norm = functools.partial(BatchNorm, self.bn_group, dtype=self.dtype)
     first = norm(name="norm1")(x, train)
     y = active = nn.relu(first)
@@ -93,10 +94,3 @@ class Block(nn.Module):
     if self.stride != 1 or x.shape[-1] != self.channels:
       x = conv(1, self.stride, name="shortcut")(active)
     return x + y, first
-
-
-def _conv(channels: int, size: int, stride: int = 1, **kwargs) -> nn.Conv:
-  """PyTorch's padding: XLA's "SAME" pads strided convolutions of even sizes on one side only."""
-  init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. (2015)
-  window = dict(kernel_size=(size, size), strides=stride, padding=size // 2)
-  return nn.Conv(channels, **window, use_bias=False, kernel_init=init, **kwargs)

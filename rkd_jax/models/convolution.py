@@ -1,0 +1,83 @@
+"""Convolutions whose weights' gradient is fast on CPU.
+
+XLA convolves the images by the gradient, a kernel as large as they are, which on CPU takes up to
+fourteen times as long as the convolution itself. Here it is one matrix product for each position of
+the kernel, with the images' channels first: one to two and a half times as long, provided that
+memory is at hand (`heap.py`). Accelerators keep XLA's.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pair = tuple[int, int]
+NHWC = ("NHWC", "HWIO", "NHWC")
+DILATIONS = ("lhs_dilation", "rhs_dilation")
+
+
+def convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **more: Any) -> Any:
+  """`lax.conv_general_dilated`, as `flax.linen.Conv` calls it.
+
+  Args:
+    images: float[B, H, W, C].
+    kernel: float[h, w, C, D].
+    strides: down and right.
+    padding: ((above, below), (left, right)), or a name.
+    more: its other arguments.
+  """
+  dilated = any(step != 1 for name in DILATIONS for step in more.get(name) or ())
+  grouped, single = more.get("feature_group_count", 1) > 1, kernel.shape[:2] == (1, 1)
+  if jax.default_backend() != "cpu" or dilated or grouped or single or isinstance(padding, str):
+    return lax.conv_general_dilated(images, kernel, strides, padding, **more)
+  top, side = padding
+  return _convolve(images, kernel, tuple(strides), (tuple(top), tuple(side)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(images: jax.Array, kernel: jax.Array, strides: Pair, pads: tuple[Pair, Pair]) -> Any:
+  return lax.conv_general_dilated(images, kernel, strides, pads, dimension_numbers=NHWC)
+
+
+def _forward(images, kernel, strides, pads):
+  return _convolve(images, kernel, strides, pads), (images, kernel)
+
+
+def _backward(strides, pads, seen, gradient):
+  images, kernel = seen
+  towards = _weights(images, gradient, kernel.shape, strides, pads)
+  return _images(images, kernel, gradient, strides, pads), towards
+
+
+def _images(images, kernel, gradient, strides, pads) -> jax.Array:
+  """The images' gradient. Without strides a convolution too, whose own gradients are fast."""
+  if strides != (1, 1):
+    plain = functools.partial(
+      lax.conv_general_dilated, window_strides=strides, padding=pads, dimension_numbers=NHWC
+    )
+    return jax.vjp(lambda x: plain(x, kernel), images)[1](gradient)[0]
+  around = tuple(
+    (size - 1 - low, size - 1 - high)
+    for size, (low, high) in zip(kernel.shape[:2], pads, strict=True)
+  )
+  return _convolve(gradient, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), around)
+
+
+def _weights(images, gradient, shape, strides, pads) -> jax.Array:
+  """float[h, w, C, D]: a product of what each of the kernel's positions saw with the gradient."""
+  channels = jnp.pad(images.transpose(3, 0, 1, 2), ((0, 0), (0, 0), *pads))
+  flat = gradient.reshape(-1, shape[-1])
+  down, right = (
+    step * (size - 1) + 1 for step, size in zip(strides, gradient.shape[1:3], strict=True)
+  )
+
+  def at(i: int, j: int) -> jax.Array:
+    seen = channels[:, :, i : i + down : strides[0], j : j + right : strides[1]]
+    return seen.reshape(shape[2], -1) @ flat
+
+  return jnp.stack([jnp.stack([at(i, j) for j in range(shape[1])]) for i in range(shape[0])])
+
+
+_convolve.defvjp(_forward, _backward)

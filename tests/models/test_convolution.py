@@ -1,0 +1,58 @@
+"""`convolve` against XLA's own convolution: values, gradients, and gradients of gradients."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from rkd_jax.models import convolution
+
+CASES = [  # image side, kernel, strides, padding
+  (8, (3, 3), (1, 1), ((1, 1), (1, 1))),
+  (8, (3, 3), (2, 2), ((1, 1), (1, 1))),
+  (7, (3, 3), (2, 2), ((1, 1), (1, 1))),
+  (9, (5, 3), (1, 2), ((0, 2), (1, 0))),
+  (8, (7, 7), (2, 2), ((3, 3), (3, 3))),
+  (6, (2, 2), (1, 1), ((0, 0), (0, 0))),
+]
+
+
+@pytest.mark.parametrize(("side", "window", "strides", "pads"), CASES)
+def test_equals_xla(side, window, strides, pads):
+  keys = jax.random.split(jax.random.key(0), 3)
+  images = jax.random.normal(keys[0], (2, side, side, 3))
+  kernel = jax.random.normal(keys[1], (*window, 3, 4))
+  xla = functools.partial(
+    lax.conv_general_dilated, dimension_numbers=convolution.NHWC, precision="highest"
+  )
+
+  def found(conv):
+    def value(images, kernel):
+      return jnp.sin(conv(images, kernel, strides, pads)).sum()
+
+    def slope(images, kernel):  # of a loss on the gradient, as KDIGA's
+      return jnp.cos(jax.grad(value)(images, kernel)).sum()
+
+    both = jax.grad(value, (0, 1))(images, kernel), jax.grad(slope, (0, 1))(images, kernel)
+    return conv(images, kernel, strides, pads), both
+
+  chex.assert_trees_all_close(found(convolution.convolve), found(xla), atol=1e-4)
+
+
+def test_leaves_to_xla_what_it_does_not_cover(monkeypatch):
+  monkeypatch.setattr(convolution, "_convolve", None)
+  images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))
+  more = {"dimension_numbers": convolution.NHWC}
+  grouped = convolution.convolve(
+    images, kernel, (1, 1), ((1, 1), (1, 1)), feature_group_count=2, **more
+  )
+  one = convolution.convolve(images, jnp.ones((1, 1, 2, 2)), (1, 1), ((0, 0), (0, 0)), **more)
+  wide = convolution.convolve(
+    images, jnp.ones((3, 3, 2, 2)), (1, 1), ((2, 2), (2, 2)), rhs_dilation=(2, 2), **more
+  )
+  named = convolution.convolve(images, jnp.ones((3, 3, 2, 2)), (1, 1), "SAME", **more)
+  for made in (grouped, one, wide, named):
+    assert made.shape == (1, 4, 4, 2)
