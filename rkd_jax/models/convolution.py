@@ -6,7 +6,7 @@ the kernel, with the images' channels first: one to two and a half times as long
 memory is at hand (`heap.py`). Accelerators keep XLA's.
 """
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jax import lax
 Pair = tuple[int, int]
 NHWC = ("NHWC", "HWIO", "NHWC")
 DILATIONS = ("lhs_dilation", "rhs_dilation")
+NUMBERS = ("precision", "preferred_element_type")
 
 
 def convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **more: Any) -> Any:
@@ -28,17 +29,21 @@ def convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, *
     padding: ((above, below), (left, right)), or a name.
     more: its other arguments.
   """
-  dilated = any(step != 1 for name in DILATIONS for step in more.get(name) or ())
-  grouped, single = more.get("feature_group_count", 1) > 1, kernel.shape[:2] == (1, 1)
-  if jax.default_backend() != "cpu" or dilated or grouped or single or isinstance(padding, str):
+  special = any(step != 1 for name in DILATIONS for step in more.get(name) or ())
+  special |= any(more.get(name) is not None for name in NUMBERS)
+  special |= more.get("feature_group_count", 1) > 1 or isinstance(padding, str)
+  if jax.default_backend() != "cpu" or special or kernel.shape[:2] == (1, 1):
     return lax.conv_general_dilated(images, kernel, strides, padding, **more)
   top, side = padding
   return _convolve(images, kernel, tuple(strides), (tuple(top), tuple(side)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(images: jax.Array, kernel: jax.Array, strides: Pair, pads: tuple[Pair, Pair]) -> Any:
+def plain(images: jax.Array, kernel: jax.Array, strides: Pair, pads: tuple[Pair, Pair]) -> Any:
+  """The convolution as XLA differentiates it."""
   return lax.conv_general_dilated(images, kernel, strides, pads, dimension_numbers=NHWC)
+
+
+_convolve: Callable[..., Any] = jax.custom_vjp(plain, nondiff_argnums=(2, 3))
 
 
 def _forward(images, kernel, strides, pads):
@@ -54,10 +59,7 @@ def _backward(strides, pads, seen, gradient):
 def _images(images, kernel, gradient, strides, pads) -> jax.Array:
   """The images' gradient. Without strides a convolution too, whose own gradients are fast."""
   if strides != (1, 1):
-    plain = functools.partial(
-      lax.conv_general_dilated, window_strides=strides, padding=pads, dimension_numbers=NHWC
-    )
-    return jax.vjp(lambda x: plain(x, kernel), images)[1](gradient)[0]
+    return jax.vjp(lambda x: plain(x, kernel, strides, pads), images)[1](gradient)[0]
   around = tuple(
     (size - 1 - low, size - 1 - high)
     for size, (low, high) in zip(kernel.shape[:2], pads, strict=True)
@@ -80,4 +82,4 @@ def _weights(images, gradient, shape, strides, pads) -> jax.Array:
   return jnp.stack([jnp.stack([at(i, j) for j in range(shape[1])]) for i in range(shape[0])])
 
 
-_convolve.defvjp(_forward, _backward)
+_convolve.defvjp(_forward, _backward)  # type: ignore[attr-defined]
