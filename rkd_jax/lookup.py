@@ -13,7 +13,7 @@ KINDS = {
     "Method",
     {"attack", "base", "datafree", "features", "pooled", "robust", "views"},
   ),
-  "models": ("Model", {"connector", "generator", "layers", "network", "norm", "size"}),
+  "models": ("Model", {"connector", "convolution", "generator", "layers", "network", "norm", "size"}),
   "backdoors": ("Backdoor", {"base", "learned", "plans", "poison"}),
 }
 
