@@ -13,7 +13,10 @@ KINDS = {
     "Method",
     {"attack", "base", "datafree", "features", "pooled", "robust", "views"},
   ),
-  "models": ("Model", {"connector", "convolution", "generator", "layers", "network", "norm", "size"}),
+  "models": (
+    "Model",
+    {"connector", "convolution", "generator", "layers", "network", "norm", "size"},
+  ),
   "backdoors": ("Backdoor", {"base", "learned", "plans", "poison"}),
 }
 
