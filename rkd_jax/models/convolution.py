@@ -6,6 +6,7 @@ the kernel, with the images' channels first: one to two and a half times as long
 memory is at hand (`heap.py`). Accelerators keep XLA's.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pair = tuple[int, int]
+Pair, Shape = tuple[int, int], tuple[int, ...]
+Pads = tuple[Pair, Pair]
 NHWC = ("NHWC", "HWIO", "NHWC")
 DILATIONS = ("lhs_dilation", "rhs_dilation")
 NUMBERS = ("precision", "preferred_element_type")
@@ -38,7 +40,7 @@ def convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, *
   return _convolve(images, kernel, tuple(strides), (tuple(top), tuple(side)))
 
 
-def plain(images: jax.Array, kernel: jax.Array, strides: Pair, pads: tuple[Pair, Pair]) -> Any:
+def plain(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> Any:
   """The convolution as XLA differentiates it."""
   return lax.conv_general_dilated(images, kernel, strides, pads, dimension_numbers=NHWC)
 
@@ -67,19 +69,36 @@ def _images(images, kernel, gradient, strides, pads) -> jax.Array:
   return _convolve(gradient, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), around)
 
 
-def _weights(images, gradient, shape, strides, pads) -> jax.Array:
-  """float[h, w, C, D]: a product of what each of the kernel's positions saw with the gradient."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _weights(
+  images: jax.Array, gradient: jax.Array, shape: Shape, strides: Pair, pads: Pads
+) -> Any:
+  """float[h, w, C, D]: a product of what each of the kernel's positions saw with the gradient.
+
+  One of the kernel's rows after another, so that what they saw takes little memory.
+  """
+  flat, sides = gradient.reshape(-1, shape[-1]), gradient.shape[1:3]
   channels = jnp.pad(images.transpose(3, 0, 1, 2), ((0, 0), (0, 0), *pads))
-  flat = gradient.reshape(-1, shape[-1])
-  down, right = (
-    step * (size - 1) + 1 for step, size in zip(strides, gradient.shape[1:3], strict=True)
-  )
+  down, right = (step * (side - 1) + 1 for step, side in zip(strides, sides, strict=True))
 
-  def at(i: int, j: int) -> jax.Array:
-    seen = channels[:, :, i : i + down : strides[0], j : j + right : strides[1]]
-    return seen.reshape(shape[2], -1) @ flat
+  def row(i: jax.Array) -> jax.Array:
+    rows = lax.dynamic_slice_in_dim(channels, i, down, axis=2)[:, :, :: strides[0]]
+    seen = [rows[..., j : j + right : strides[1]] for j in range(shape[1])]
+    return jnp.stack([s.reshape(shape[2], -1) @ flat for s in seen])
 
-  return jnp.stack([jnp.stack([at(i, j) for j in range(shape[1])]) for i in range(shape[0])])
+  return lax.map(row, jnp.arange(shape[0]))
 
 
+def _products(images, gradient, shape, strides, pads):
+  return _weights(images, gradient, shape, strides, pads), (images, gradient)
+
+
+def _factors(shape, strides, pads, seen, kernel):
+  """Linear in the images and in the gradient, so the convolution and its adjoint again."""
+  images, gradient = seen
+  along = _convolve(images, kernel, strides, pads)
+  return _images(images, kernel, gradient, strides, pads), along
+
+
+_weights.defvjp(_products, _factors)
 _convolve.defvjp(_forward, _backward)  # type: ignore[attr-defined]
