@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pair, Shape = tuple[int, int], tuple[int, ...]
+Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
+Shape = tuple[int, ...]
 NHWC = ("NHWC", "HWIO", "NHWC")
 DILATIONS = ("lhs_dilation", "rhs_dilation")
 NUMBERS = ("precision", "preferred_element_type")
