@@ -1,12 +1,14 @@
-"""Convolutions whose weights' gradient is fast on CPU.
+"""Convolutions whose weights' gradient is fast on CPU, where maps are large.
 
 XLA convolves the images by the gradient, a kernel as large as they are, which on CPU takes up to
 fourteen times as long as the convolution itself. Here it is one matrix product for each position of
-the kernel, with the images' channels first: one to two and a half times as long, provided that
-memory is at hand (`heap.py`). Accelerators keep XLA's.
+the kernel, with the images' channels first: twice as long, provided that memory is at hand
+(`heap.py`). Small maps are left to XLA, since they would gain less than compiling costs;
+accelerators too.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,7 @@ Shape = tuple[int, ...]
 NHWC = ("NHWC", "HWIO", "NHWC")
 DILATIONS = ("lhs_dilation", "rhs_dilation")
 NUMBERS = ("precision", "preferred_element_type")
+LARGE = 2**14  # numbers an image in what comes out: 32x32 with 16 channels
 
 
 def convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **more: Any) -> Any:
@@ -37,8 +40,11 @@ def convolve(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, *
   special |= more.get("feature_group_count", 1) > 1 or isinstance(padding, str)
   if jax.default_backend() != "cpu" or special or kernel.shape[:2] == (1, 1):
     return lax.conv_general_dilated(images, kernel, strides, padding, **more)
-  top, side = padding
-  return _convolve(images, kernel, tuple(strides), (tuple(top), tuple(side)))
+  (top, side), strides = padding, tuple(strides)
+  pads: Any = (tuple(top), tuple(side))
+  made = jax.eval_shape(lambda x, k: plain(x, k, strides, pads), images, kernel)
+  one = plain if math.prod(made.shape[1:]) < LARGE else _convolve
+  return one(images, kernel, strides, pads)
 
 
 def plain(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> Any:

@@ -18,7 +18,8 @@ CASES = [  # image side, kernel, strides, padding
 
 
 @pytest.mark.parametrize(("side", "window", "strides", "pads"), CASES)
-def test_equals_xla(side, window, strides, pads):
+def test_equals_xla(monkeypatch, side, window, strides, pads):
+  monkeypatch.setattr(convolution, "LARGE", 0)
   keys = jax.random.split(jax.random.key(0), 3)
   images = jax.random.normal(keys[0], (2, side, side, 3))
   kernel = jax.random.normal(keys[1], (*window, 3, 4))
@@ -37,6 +38,7 @@ def test_equals_xla(side, window, strides, pads):
 
 
 def test_leaves_to_xla_what_it_does_not_cover(monkeypatch):
+  monkeypatch.setattr(convolution, "LARGE", 0)
   monkeypatch.setattr(convolution, "_convolve", None)
   images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))
   more = {"dimension_numbers": convolution.NHWC}
@@ -53,3 +55,15 @@ def test_leaves_to_xla_what_it_does_not_cover(monkeypatch):
   )
   for made in (grouped, one, wide, named, exact):
     assert made.shape == (1, 4, 4, 2)
+
+
+def test_small_maps_are_left_to_xla_too(monkeypatch):
+  seen = []
+  monkeypatch.setattr(convolution, "_convolve", lambda *found: seen.append(found))
+  for side, strides in ((32, (1, 1)), (32, (2, 2)), (31, (1, 1))):
+    made = convolution.convolve(
+      jnp.ones((1, side, side, 3)), jnp.ones((3, 3, 3, 16)), strides, ((1, 1), (1, 1)),
+      dimension_numbers=convolution.NHWC,
+    )  # fmt: skip
+    assert (made is None) == (side == 32 and strides == (1, 1))
+  assert len(seen) == 1
