@@ -2,7 +2,7 @@
 
 glibc asks the kernel for each large buffer anew and returns it after use, so a step's temporaries,
 up to gigabytes, are mapped and zeroed page by page every time. One arena that is never trimmed
-hands out the same memory again. The process stays as large as it once was, and becomes no larger.
+hands out the same memory again. The process then stays as large as it once was.
 """
 
 import ctypes

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from rkd_jax import heap
+from configs import quickstart
+from rkd_jax import experiment, heap, main
 
 ALONE = {"JAX_PLATFORMS": "cpu"}
 # Twenty buffers of 64 MiB one after another, written whole: page faults in units of one buffer.
@@ -33,6 +34,14 @@ def faulted(how: str) -> float:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_a_buffer_finds_the_memory_of_the_last_one():
   assert 0 < faulted("kept") < 0.1 * faulted("as it was")
+
+
+def test_a_run_begins_with_it(monkeypatch):
+  done = []
+  monkeypatch.setattr(heap, "keep", lambda: done.append("kept"))
+  monkeypatch.setattr(experiment, "run", lambda *_: done.append("ran"))
+  main.run(quickstart.get_config("smoke"), "quickstart", "quiet")
+  assert done == ["kept", "ran"]
 
 
 def test_an_allocator_that_somebody_chose_is_left_alone():
