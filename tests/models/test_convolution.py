@@ -34,7 +34,8 @@ def test_equals_xla(monkeypatch, side, window, strides, pads):
     both = jax.grad(value, (0, 1))(images, kernel), jax.grad(slope, (0, 1))(images, kernel)
     return conv(images, kernel, strides, pads), both
 
-  chex.assert_trees_all_close(found(convolution.convolve), found(convolution.plain), 1e-4, 1e-4)
+  ours, xla = found(convolution.convolve), found(convolution.plain)
+  chex.assert_trees_all_close(ours, xla, rtol=1e-4, atol=1e-4)
 
 
 def test_leaves_to_xla_what_it_does_not_cover(monkeypatch):
