@@ -8,8 +8,8 @@
 Times whatever device JAX finds, on synthetic data of CIFAR-10's shape that lie there. Contestants
 take turns within each round; figures are medians over the rounds in which other processes took no
 more than a tenth of the processors. Asserts nothing about time. As in a run, memory is kept from
-step to step on CPU (`rkd_jax/heap.py`), for all contestants; with --plain it is not, and the
-gradients of convolutions are XLA's.
+step to step on CPU (`rkd_jax/heap.py`), for all contestants; with --plain it is not, and
+XLA compiles as it does by default (`rkd_jax/compiling.py`).
 Writes `<out>/<device>/step.json`, with --kdiga `kdiga_step.json`, with --plain `plain_step.json`.
 Needs rkd_jax installed (or its folder in PYTHONPATH) alone, and PyTorch for --torch.
 """
@@ -25,10 +25,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rkd_jax import heap
+from rkd_jax import compiling, heap
 from rkd_jax.data.stream import Rows
 from rkd_jax.methods import kdiga
-from rkd_jax.models import convolution
 from rkd_jax.reporting.files import write_json
 from rkd_jax.training import update
 
@@ -59,9 +58,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument(
     "--kdiga", action="store_true", help="time KDIGA's step beside distillation's"
   )
-  parser.add_argument(
-    "--plain", action="store_true", help="glibc's allocation, XLA's gradients of convolutions"
-  )
+  parser.add_argument("--plain", action="store_true", help="glibc's allocation, XLA's defaults")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/bench"))
   return parser.parse_args()
 
@@ -69,7 +66,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
   options = arguments()
   if options.plain:
-    convolution._convolve = convolution.plain
+    compiling.TRAINING.clear()
   kept = not options.plain and heap.keep()
   if options.torch:  # leave it some of an accelerator's memory
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

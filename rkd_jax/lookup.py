@@ -15,7 +15,7 @@ KINDS = {
   ),
   "models": (
     "Model",
-    {"connector", "convolution", "generator", "layers", "network", "norm", "size"},
+    {"connector", "generator", "layers", "network", "norm", "size"},
   ),
   "backdoors": ("Backdoor", {"base", "learned", "plans", "poison"}),
 }

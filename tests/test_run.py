@@ -232,9 +232,10 @@ def test_eight_devices_tell_the_same(distilled, tmp_path):
     squares = np.sum([(np.sum((x - y) ** 2), np.sum(x**2)) for x, y in pairs], 0)
     gaps[phase] = float(np.sqrt(squares[0] / squares[1]))
   print(f"8 devices against 1: predictions {min(same.values()):.4f}, parameters {gaps}")
-  # Sums are added in another order, and what differs in the last bit grows with every step.
-  assert np.mean([*same.values()]) >= 0.99 and min(same.values()) >= 0.98
-  assert max(gaps.values()) < 1e-2
+  # Sums are added in another order, and what differs in the last bit grows with every step. After
+  # one epoch a network's answers are nearly ties, so some of them turn.
+  assert max(gaps.values()) < 5e-3
+  assert np.mean([*same.values()]) >= 0.99 and min(same.values()) >= 0.95
 
 
 def test_teachers_are_trained_once_for_two_workdirs(distilled):

@@ -6,14 +6,14 @@ network is said to be higher (RobustKD, arXiv 2406.03409). Features are the stag
 next stage gets it. A few hundred test images, a batch at a time; none of it selects anything.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rkd_jax.compiling import QUICK, Jitted
 from rkd_jax.data.augment import Augment
 from rkd_jax.evaluation.predictions import Questions, _pixels
 from rkd_jax.models.network import Network
@@ -118,18 +118,11 @@ def _looked(
     own = index[np.minimum(np.arange(start, start + BATCH), len(index) - 1)].astype(np.int32)
     put = sharding.replicate(program.mesh, (questions.images[own], own))
     images = _pixels(program.mesh, *put, questions.backdoor)
-    found.append(jax.device_get(_looker()(program, trees, images, who)))
+    found.append(jax.device_get(_inside(program, trees, images, who)))
   variances, embeddings = (
     np.concatenate(parts)[: len(index)] for parts in zip(*found, strict=True)
   )
   return variances, embeddings
-
-
-@functools.cache
-def _looker() -> Callable[..., Tree]:
-  """`_look`, compiled in a hurry on CPU: each network sees a few batches only."""
-  quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-  return jax.jit(_look, static_argnames=("program", "who"), compiler_options=quick)
 
 
 def _look(
@@ -144,6 +137,9 @@ def _look(
   embedding = jnp.zeros((len(images), 0)) if embedding is None else embedding
   spread = jnp.stack([within(feature) for feature in features], -1)
   return sharding.keep_whole(program.mesh, (spread, embedding.astype(jnp.float32)))
+
+
+_inside = Jitted(_look, QUICK, static_argnames=("program", "who"))
 
 
 def within(feature: jax.Array) -> jax.Array:

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rkd_jax.errors import UserError, check_range
-from rkd_jax.models.convolution import convolve
 
 EPSILON = 1e-5
 
@@ -55,7 +54,7 @@ class Generator(nn.Module):
     shape = height // 4, width // 4, 2 * self.width
     x = nn.Dense(shape[0] * shape[1] * shape[2], name="dense")(noise).reshape(-1, *shape)
     x = BatchNormed(name="norm0")(x)
-    conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=convolve)
+    conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1)
     for place, hidden in enumerate((2 * self.width, self.width), 1):
       x = conv(hidden, name=f"conv{place}")(doubled(x))
       x = nn.leaky_relu(BatchNormed(name=f"norm{place}")(x), 0.2)

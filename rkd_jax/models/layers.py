@@ -9,7 +9,6 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from rkd_jax.errors import UserError, nearest
-from rkd_jax.models.convolution import convolve
 from rkd_jax.models.network import Edit
 from rkd_jax.models.norm import BatchNorm
 
@@ -41,7 +40,7 @@ def conv(channels: int, size: int, stride: int = 1, **kwargs: Any) -> nn.Conv:
   """
   init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
   window: dict[str, Any] = dict(kernel_size=(size, size), strides=stride, padding=size // 2)
-  fixed = {"use_bias": False, "kernel_init": init, "conv_general_dilated": convolve}
+  fixed: dict[str, Any] = {"use_bias": False, "kernel_init": init}
   return nn.Conv(channels, **{**fixed, **window, **kwargs})
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rkd_jax.compiling import QUICK, Jitted
 from rkd_jax.data.stream import Resident, Streamed
 from rkd_jax.errors import UserError
 from rkd_jax.methods.base import Bound, Example, Role, implements
@@ -39,9 +40,7 @@ def fresh(network: Network, key: jax.Array) -> Tree:
 
 @functools.lru_cache
 def _initialiser(network: Network):
-  # It runs once a phase: XLA need not spend its time on optimising it.
-  quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-  return jax.jit(network.init, compiler_options=quick)
+  return Jitted(network.init, QUICK)
 
 
 @functools.lru_cache

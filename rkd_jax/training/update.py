@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from rkd_jax.backdoors import poison
+from rkd_jax.compiling import TRAINING, Jitted
 from rkd_jax.data import augment
 from rkd_jax.methods.base import Aux, Batch, implements
 from rkd_jax.training import sharding
@@ -200,11 +201,9 @@ def one_round(program: Program, state: TrainState, frozen: Tree, source: Tree) -
   return ended(state)
 
 
-_round = functools.partial(jax.jit, static_argnames="program", donate_argnames="state")(one_round)
+_round = Jitted(one_round, TRAINING, static_argnames="program", donate_argnames="state")
 _prepare = functools.partial(jax.jit, static_argnames="program", donate_argnames="state")(prepare)
-_turn = functools.partial(jax.jit, static_argnames=("program", "player"), donate_argnames="state")(
-  turn
-)
+_turn = Jitted(turn, TRAINING, static_argnames=("program", "player"), donate_argnames="state")
 _share = functools.partial(jax.jit, static_argnames=("program", "player"))(share)
 _ended = functools.partial(jax.jit, donate_argnames="state")(ended)
 
