@@ -8,6 +8,7 @@ from jax import lax
 
 from rkd_jax import compiling
 from rkd_jax.compiling import QUICK, TRAINING, Jitted
+from rkd_jax.training import update
 
 
 def convolve(images, kernel):
@@ -34,6 +35,10 @@ def test_they_reach_the_compiler_and_unknown_ones_do_not(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   assert Jitted(jnp.sin, options)(0.0) == 0
   assert asked[-1] is None
+
+
+def test_whatever_trains_is_compiled_for_it():
+  assert update._round.options is update._turn.options is TRAINING
 
 
 def test_a_weights_gradient_is_that_of_xlas_defaults():
