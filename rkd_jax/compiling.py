@@ -10,9 +10,9 @@ import jax.numpy as jnp
 Options = dict[str, Any]
 # What runs a few times only: XLA need not spend its time on optimising it.
 QUICK: Options = {"xla_backend_optimization_level": 0}
-# Convolutions are Eigen's, products of matrices YNNPACK's. XLA leaves both to YNNPACK, which takes
-# three times as long for weights' gradients where maps are large: XLA convolves the images by the
-# gradient there, a kernel as large as they are.
+# Convolutions are Eigen's, products of matrices YNNPACK's. XLA leaves both to YNNPACK, which is
+# slow at weights' gradients where maps are large: there images are convolved by the gradient, a
+# kernel as large as they are (`benchmarks/step.py`; --plain is without).
 TRAINING: Options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
 

@@ -113,9 +113,9 @@ def common_code() -> str:
   """Short digest over the code that every phase runs, whatever its method, network or trigger."""
   root = pathlib.Path(rkd_jax.__file__).parent
   files = [*root.glob("training/*.py"), *root.glob("data/*.py")]
-  files += [root / f for f in ("losses.py", "repeat.py", "implicit.py", "methods/views.py")]
+  files += [root / f for f in ("losses.py", "repeat.py", "implicit.py", "compiling.py")]
   files += [root / "backdoors" / f for f in ("base.py", "learned.py", "plans.py", "poison.py")]
-  files += [root / f for f in ("networks.py", "evaluation/predictions.py")]
+  files += [root / f for f in ("networks.py", "methods/views.py", "evaluation/predictions.py")]
   files += [root / "adversarial" / f for f in ("ball.py", "pgd.py")]
   files += [root / "models" / f for f in ("connector.py", "layers.py", "network.py", "norm.py")]
   text = "".join(file.read_text(encoding="utf-8") for file in sorted(files))

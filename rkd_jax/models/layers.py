@@ -40,8 +40,7 @@ def conv(channels: int, size: int, stride: int = 1, **kwargs: Any) -> nn.Conv:
   """
   init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
   window: dict[str, Any] = dict(kernel_size=(size, size), strides=stride, padding=size // 2)
-  fixed: dict[str, Any] = {"use_bias": False, "kernel_init": init}
-  return nn.Conv(channels, **{**fixed, **window, **kwargs})
+  return nn.Conv(channels, **{"use_bias": False, "kernel_init": init, **window, **kwargs})
 
 
 def normed(
