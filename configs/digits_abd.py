@@ -2,18 +2,18 @@
 
 Someone has a teacher and no data. A generator seeks images on which student and teacher differ
 (ZSKT), and digs up the teacher's backdoor with what it knows; ABD guards both. Here: scikit-learn's
-digits (16x16), WRN-16-2 teachers, WRN-10-1 students. The argument is the trigger:
+digits (16x16), WRN-16-2 teachers, WRN-10-1 students. The argument is TRIGGER or cmi-TRIGGER:
 
   badnets        a white 3x3 patch in the corner
   badnets_grid   a chequered one
   trojan_wm      a watermark added over much of the image
   blended        a fixed noise image mixed in
 
-Methods: ZSKT undefended; ABD with its perturbation sought as published; ABD with one sought by
-class (docs/abd.md says why).
+Methods: ZSKT undefended, or CMI, whose images are better and dearer; ABD with its perturbation
+sought as published; ABD with one sought by class (docs/abd.md says why).
 
   python -m rkd_jax.main --config configs/digits_abd.py:trojan_wm
-  python -m rkd_jax.main --config configs/digits_abd.py:badnets --config.seeds=0,1,2
+  python -m rkd_jax.main --config configs/digits_abd.py:cmi-badnets --config.seeds=0,1,2
 
 Nothing is labelled, so there is no student without a teacher but the one that shows the trigger's
 natural rate, taught on all labels.
@@ -24,13 +24,17 @@ from rkd_jax.config import Config
 from rkd_jax.errors import UserError, nearest
 
 TRIGGERS = ("badnets", "badnets_grid", "trojan_wm", "blended")
+BASES = ("zskt", "cmi")
 
 
 def get_config(arg: str | None = None) -> Config:
-  """`arg`: one of `TRIGGERS`, badnets if none."""
-  trigger = arg or "badnets"
-  if trigger not in TRIGGERS:
-    raise UserError(f"No trigger is called {trigger!r}. {nearest(trigger, TRIGGERS)}")
+  """`arg`: TRIGGER or BASE-TRIGGER, of `TRIGGERS` and `BASES`; zskt-badnets if none."""
+  name, _, trigger = (arg or "badnets").rpartition("-")
+  if trigger not in TRIGGERS or name not in ("", *BASES):
+    raise UserError(
+      f"digits_abd takes TRIGGER or BASE-TRIGGER, but got {arg!r}. Bases: {', '.join(BASES)}. "
+      f"{nearest(trigger, TRIGGERS)}"
+    )
   config = base.default()
   config.data.update({"name": "digits", "holdout": 197.0, "test": 500.0})
   config.backdoor, config.labels, config.contamination = trigger, 0.0, 0.0
@@ -40,7 +44,19 @@ def get_config(arg: str | None = None) -> Config:
   config.methods = ("zskt", "abd_published", "abd")
   shorten(config)
   by_class(config, rounds=250, published=20)
+  if name == "cmi":
+    pooled(config, name)
   return config
+
+
+def pooled(config: Config, name: str) -> None:
+  """CMI in ZSKT's place: a hundred steps of its generator a round, and a hundred of the student."""
+  config.methods = (name, *config.methods[1:])
+  config.student.update({"steps": 10, "rounds_per_epoch": 1})
+  config.method[name].update({"width": 32, "searches": 100, "students": 100})
+  config.method.abd.update({"base": name, "rounds": 6})
+  config.method.abd_published.update({"base": name, "rounds": 1})
+  config.method.retrospection.ascents = 60
 
 
 def shorten(config: Config) -> None:

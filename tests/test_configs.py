@@ -22,7 +22,7 @@ SETTINGS = [
   *((confirm_robustkd, name) for name in confirm_robustkd.SETTINGS),
   *((cifar10_robustkd, f"{pair}-badnets") for pair in cifar10_robustkd.PAIRS),
   (cifar10_robustkd, "s-adba"),
-  *((digits_abd, name) for name in digits_abd.TRIGGERS),
+  *((digits_abd, name) for name in (*digits_abd.TRIGGERS, "cmi-badnets")),
   *((cifar10_abd, name) for name in cifar10_abd.TRIGGERS),
   (cifar10_abd, "short-badnets_grid"),
   *((digits_kdiga, name) for name in digits_kdiga.ARGUMENTS),

@@ -18,6 +18,7 @@ from rkd_jax.errors import UserError, check_range
 from rkd_jax.methods import base
 
 REDUCTIONS = ("mean", "batchmean")
+SOURCE = "source"  # a generator as it was given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,12 @@ class DataFree(base.Method):
     value = losses.kl_divergence(target_logits, logits, self.temperature)
     whole = self.reduction == "batchmean"
     return value if whole else value / (self.temperature**2 * logits.shape[-1])
+
+  def given(
+    self, variables: Mapping[str, Any], state: base.Tree
+  ) -> tuple[Mapping[str, Any], base.Tree]:
+    """The networks and the state whose images are those that an earlier phase made."""
+    return {**variables, "generator": variables[SOURCE]}, state
 
   def images(
     self,

@@ -1,7 +1,8 @@
 """What methods share that make a batch of images by many steps, then teach from a pool of such.
 
 The pool is a ring of batches in the method's state: with it in the checkpoint a run that was killed
-goes on byte for byte, which images in a folder would not give. It is kept small for that reason.
+goes on byte for byte, which images in a folder would not give. It is kept small for that reason. A
+phase that is given an earlier one's pool goes on filling it.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ class Pooled(datafree.DataFree):
   students: int = 400
   pool: int = 64
   rate: float = 1e-3
-  delivers: ClassVar = {"student": "student"}
+  delivers: ClassVar = {"student": "student", "pool": "images"}
 
   def __post_init__(self):
     super().__post_init__()
@@ -55,38 +56,44 @@ class Pooled(datafree.DataFree):
     roles = super().roles(networks)
     datafree.require_norms(self.name, roles["teacher"].module)
     sgd = {"name": "sgd", "learning_rate": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
-    return {**roles, "student": dataclasses.replace(roles["student"], optimizer=sgd)}
+    roles["student"] = dataclasses.replace(roles["student"], optimizer=sgd)
+    return {**roles, "pool": base.Role(init=self._empty)}
+
+  def _empty(self, key, made, example):
+    return jnp.zeros((self.pool, *example.batch["image"].shape))
 
   def init_state(self, key, variables, example):
-    shape = example.batch["image"].shape
-    return {"pool": jnp.zeros((self.pool, *shape)), "best": jnp.float32(jnp.inf)}
+    return {**holding(variables["pool"]), "best": jnp.float32(jnp.inf)}
+
+  def given(self, variables, state):
+    return variables, {**state, **holding(variables["pool"])}
 
   def batch(self, key, variables, state, batch, step):
-    size, classes = state["pool"].shape[1], variables["teacher"].module.classes
+    size, classes = state["images"].shape[1], variables["teacher"].module.classes
     labels = jax.random.randint(key, (size,), 0, classes)
     best = jnp.full_like(state["best"], jnp.inf)
     return {"label": labels, "round": step}, {**state, "best": best}
 
   def kept(self, state: base.Tree, images: jax.Array, value: jax.Array, step: jax.Array):
     """The state after a step of the generator: the round's slot holds its best batch."""
-    better, slot = value < state["best"], step % self.pool
+    pool, better = state["images"], value < state["best"]
+    slot = (state["given"] + step) % self.pool
     images, value = jax.lax.stop_gradient((images, value))
-    own = jnp.where(better, images, state["pool"][slot])
-    best = jnp.minimum(value, state["best"])
-    return {**state, "pool": state["pool"].at[slot].set(own), "best": best}
+    pool = pool.at[slot].set(jnp.where(better, images, pool[slot]))
+    return {**state, "images": pool, "best": jnp.minimum(value, state["best"])}
 
   def drawn(self, key: jax.Array, state: base.Tree, count: int, rounds: jax.Array) -> jax.Array:
-    """float[count, H, W, C] of the images in the pool after so many rounds."""
-    size = state["pool"].shape[1]
-    filled = jnp.minimum(rounds, self.pool) * size
+    """float[count, H, W, C] of the images in the pool after so many rounds of this phase."""
+    pool = state["images"]
+    filled = jnp.minimum(state["given"] + rounds, self.pool) * pool.shape[1]
     rows = jax.random.randint(key, (count,), 0, jnp.maximum(filled, 1))
-    return state["pool"].reshape(-1, *state["pool"].shape[2:])[rows]
+    return pool.reshape(-1, *pool.shape[2:])[rows]
 
   def images(self, player, variables, state, batch, key):
-    if player == "student":
-      size, key = state["pool"].shape[1], jax.random.fold_in(key, 1)
-      return self.drawn(key, state, size, batch["round"] + 1)
-    return self.made(variables)
+    if player == "generator":
+      return self.made(variables)
+    size, key = state["images"].shape[1], jax.random.fold_in(key, 1)
+    return self.drawn(key, state, size, batch["round"] + 1)
 
   def made(self, variables) -> jax.Array:
     """float[B, H, W, C] in [0, 1]: the images that are being made."""
@@ -102,5 +109,10 @@ class Pooled(datafree.DataFree):
     return {"kl": (value, jnp.ones_like(value))}, aux
 
   def invent(self, key, variables, state, count):
-    rounds = (jnp.abs(state["pool"]).max((1, 2, 3, 4)) > 0).sum()
-    return self.drawn(key, state, count, rounds)
+    return self.drawn(key, holding(state["images"]), count, 0)
+
+
+def holding(pool: jax.Array) -> dict[str, jax.Array]:
+  """The state's "images" float[N, B, H, W, C], and how many of these batches are "given", int32[]:
+  all that hold anything."""
+  return {"images": pool, "given": (jnp.abs(pool).max((1, 2, 3, 4)) > 0).sum()}

@@ -11,7 +11,8 @@ image in [0, 1] is `std` times as much, unclipped. What is otherwise here:
 - Theirs begins at 0, where the gradient of the divergence is 0 and the first step therefore
   rounding noise: ours begins at a small random pattern. On a fixed teacher and a round's fixed
   images it is the same for all of the student's turns, and computed once.
-- ZSKT's generator stands still: there the rate of its last rounds is next to 0.
+- ZSKT's generator stands still: there the rate of its last rounds is next to 0. CMI goes on filling
+  the first stage's pool.
 - `search="classes"` is ours (docs/abd.md says why). Where the generator has dug the trigger up, its
   images of the target class carry it already, and the perturbation that changes most takes it away.
   So the smallest one into each class is sought instead, on the teacher, better from round to round.
@@ -40,7 +41,6 @@ B1, B2, EPSILON = 0.9, 0.999, 1e-8  # of Adam
 CHOICES = {"search": ("universal", "classes"), "victim": ("teacher", "student")}
 ADAM = {"name": "adam", "weight_decay": 0.0, "clip": 0.0}
 SEEKER = "perturbation"  # the player of a search by class, and its role
-SOURCE = "source"  # the generator as it was given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +98,6 @@ class Method(datafree.Plugin):
       raise UserError(
         'retrospection.guard is what retrospection.search="classes" finds; set that, or guard=0.'
       )
-    if self.guard and not self.base.settles:
-      raise UserError(
-        "retrospection.guard takes a perturbation away from what one generator makes all along, as "
-        f"zskt's does; {self.base.name!r} has no such generator. Set guard=0, or base=zskt."
-      )
 
   @property
   def by_class(self) -> bool:
@@ -126,9 +121,13 @@ class Method(datafree.Plugin):
     student = {**(roles["student"].optimizer or {}), **ADAM, "schedule": "cosine"}
     student["learning_rate"] = self.student_rate
     roles["student"] = dataclasses.replace(roles["student"], optimizer=student)
-    if self.guard:
-      # What it made before the guard, which is what perturbations are sought on.
-      roles[SOURCE] = base.Role(roles["generator"].module, copy="generator")
+    if self.guard and "generator" not in roles:
+      raise UserError(
+        "retrospection.guard takes a perturbation away from what a generator makes, and "
+        f"{self.base.name!r} has none. Set guard=0, or base=zskt or cmi."
+      )
+    if self.guard and self.base.settles:
+      roles[datafree.SOURCE] = base.Role(roles["generator"].module, copy="generator")
     if self.stands_still:
       given = {"player": None, "optimizer": None, "init": None}  # an earlier phase must deliver it
       roles["generator"] = dataclasses.replace(roles["generator"], **given)
@@ -146,14 +145,14 @@ class Method(datafree.Plugin):
 
   def shared(self, player, variables, state, batch, targets, key, step):
     if player == SEEKER:
-      seen = {**variables, "generator": variables[SOURCE]} if self.guard else variables
-      return super().shared(player, seen, state, batch, targets, key, step)
+      variables, state = self._given(variables, state)
+      return super().shared(player, variables, state, batch, targets, key, step)
     variables = self.guarded(variables, state)
     batch = super().shared(player, variables, state, batch, targets, key, step)
     if player == "student" and self.by_class:
       suspect = self._suspect(variables, state)
       batch = {**batch, "delta": suspect.delta, "suspicious": suspect.on}
-      if self.guard:
+      if self.guard and "image" in batch:
         batch["leaning"] = self._leaning(variables, state, batch["image"])
       return batch
     if player == "student" and "image" in batch and self.victim == "teacher":
@@ -166,9 +165,7 @@ class Method(datafree.Plugin):
     variables = self.guarded(variables, state)
     terms, aux = super().loss(player, variables, state, batch, targets, key, step)
     if self.guard:
-      if player == "student":
-        leaning = batch["leaning"]
-      else:
+      if (leaning := batch.get("leaning")) is None:
         images = self.images(player, variables, state, batch, key)
         leaning = self._leaning(variables, state, images)
       terms = datafree.without(terms, leaning)
@@ -179,6 +176,13 @@ class Method(datafree.Plugin):
 
   def invent(self, key, variables, state, count):
     return super().invent(key, self.guarded(variables, state), state, count)
+
+  def _given(self, variables, state):
+    """Networks and state whose images a search by class looks at: those made before the guard."""
+    if not self.guard:
+      return variables, state
+    variables, own = self.base.given(variables, state["base"])
+    return variables, {**state, "base": own}
 
   def _universal(self, variables, images, key):
     with_whom = variables[self.victim], self.base.divergence
@@ -212,8 +216,8 @@ class Method(datafree.Plugin):
 
   def _sought(self, variables, state, batch, key):
     """A step of the search by class, on what the student is taught on."""
-    images, teacher = self.images("student", variables, state, batch, key), variables["teacher"]
-    images = images[: self.searched]
+    given, teacher = self._given(variables, state), variables["teacher"]
+    images = self.images("student", *given, batch, key)[: self.searched]
     labels = teacher(images, train=False)[0].logits.argmax(-1)
     terms, weight, hit = reach(teacher, images, labels, variables[SEEKER], self.price)
     metrics = {"train_asr": (hit, weight), "suspicious": self._suspect(variables, state).on}

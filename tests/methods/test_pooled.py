@@ -10,7 +10,7 @@ import small
 
 from rkd_jax import lookup
 from rkd_jax.errors import UserError
-from rkd_jax.methods import cmi, deep_inversion, ood
+from rkd_jax.methods import cmi, deep_inversion, ood, pooled
 from rkd_jax.models.network import Network
 from rkd_jax.training import checkpoint
 
@@ -23,23 +23,35 @@ def images(value, count=3):
 
 
 def test_a_pool_keeps_the_best_batch_of_a_round_and_of_the_newest_rounds():
-  state = {"pool": jnp.zeros((2, 3, 4, 4, 1)), "best": jnp.float32(jnp.inf)}
+  state = pooled.holding(jnp.zeros((2, 3, 4, 4, 1)))
   for step, values in enumerate([(2.0, 1.0, 3.0), (5.0, 6.0), (9.0, 8.0)]):
     state = {**state, "best": jnp.float32(jnp.inf)}  # as `batch` does
     for value in values:
       state = INVERSION.kept(state, images(value), jnp.float32(value), step)
-  np.testing.assert_array_equal(state["pool"][:, 0, 0, 0, 0], [8, 5])  # rounds 2 and 1
+  np.testing.assert_array_equal(state["images"][:, 0, 0, 0, 0], [8, 5])  # rounds 2 and 1
   assert float(state["best"]) == 8
 
 
 def test_students_draw_from_what_is_filled():
   pool = jnp.stack([images(0.25), images(0.5), images(0.0), images(0.0)])
   method = dataclasses.replace(INVERSION, pool=4)
-  found = method.drawn(jax.random.key(0), {"pool": pool}, 64, 2)
+  fresh = {"images": pool, "given": jnp.int32(0)}
+  found = method.drawn(jax.random.key(0), fresh, 64, 2)
   assert set(np.unique(found).tolist()) == {0.25, 0.5}
-  assert set(np.unique(method.invent(jax.random.key(1), {}, {"pool": pool}, 64)).tolist()) == {
-    0.25, 0.5,
-  }  # fmt: skip
+  assert set(np.unique(method.drawn(jax.random.key(0), fresh, 64, 1)).tolist()) == {0.25}
+  shown = method.invent(jax.random.key(1), {}, {"images": pool}, 64)
+  assert set(np.unique(shown).tolist()) == {0.25, 0.5}
+
+
+def test_a_phase_goes_on_filling_the_pool_it_is_given():
+  method, earlier = dataclasses.replace(INVERSION, pool=3), images(0.0)[None].repeat(3, 0)
+  earlier = earlier.at[0].set(0.25)
+  state = {**pooled.holding(earlier), "best": jnp.float32(jnp.inf)}
+  state = method.kept(state, images(0.5), jnp.float32(1.0), 0)
+  np.testing.assert_array_equal(state["images"][:, 0, 0, 0, 0], [0.25, 0.5, 0])
+  assert set(np.unique(method.drawn(jax.random.key(0), state, 64, 1)).tolist()) == {0.25, 0.5}
+  _, before = method.given({"pool": earlier}, state)
+  assert np.unique(method.drawn(jax.random.key(0), before, 64, 0)).tolist() == [0.25]
 
 
 def test_a_bank_is_a_ring():
@@ -111,5 +123,5 @@ def test_a_killed_phase_ends_with_the_same_bytes(method, tmp_path):
   small.killed(small.Small(method), tmp_path / "cut", 4)
   whole, resumed = (small.Small(method).train(tmp_path / d) for d in ("whole", "cut"))
   assert checkpoint.digest(resumed) == checkpoint.digest(whole)
-  pool = np.asarray(whole.memory["pool"])
+  pool = np.asarray(whole.memory["images"])
   assert pool.min() >= 0 and pool.max() <= 1 and len(np.unique(pool)) > 100
