@@ -6,7 +6,7 @@ phase that is given an earlier one's pool goes on filling it.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ class Pooled(datafree.DataFree):
     pool = pool.at[slot].set(jnp.where(better, images, pool[slot]))
     return {**state, "images": pool, "best": jnp.minimum(value, state["best"])}
 
-  def drawn(self, key: jax.Array, state: base.Tree, count: int, rounds: jax.Array) -> jax.Array:
+  def drawn(self, key: jax.Array, state: base.Tree, count: int, rounds: Any) -> jax.Array:
     """float[count, H, W, C] of the images in the pool after so many rounds of this phase."""
     pool = state["images"]
     filled = jnp.minimum(state["given"] + rounds, self.pool) * pool.shape[1]
