@@ -57,7 +57,7 @@ class DataFree(base.Method):
   def given(
     self, variables: Mapping[str, Any], state: base.Tree
   ) -> tuple[Mapping[str, Any], base.Tree]:
-    """The networks and the state whose images are those that an earlier phase made."""
+    """The networks and the state whose images are an earlier phase's: its generator is `SOURCE`."""
     return {**variables, "generator": variables[SOURCE]}, state
 
   def images(

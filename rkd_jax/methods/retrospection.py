@@ -121,12 +121,12 @@ class Method(datafree.Plugin):
     student = {**(roles["student"].optimizer or {}), **ADAM, "schedule": "cosine"}
     student["learning_rate"] = self.student_rate
     roles["student"] = dataclasses.replace(roles["student"], optimizer=student)
-    if self.guard and "generator" not in roles:
-      raise UserError(
-        "retrospection.guard takes a perturbation away from what a generator makes, and "
-        f"{self.base.name!r} has none. Set guard=0, or base=zskt or cmi."
-      )
-    if self.guard and self.base.settles:
+    if self.guard:
+      if "generator" not in roles:
+        raise UserError(
+          "retrospection.guard takes a perturbation away from what a generator makes, and "
+          f"{self.base.name!r} has none. Set guard=0, or base=zskt or cmi."
+        )
       roles[datafree.SOURCE] = base.Role(roles["generator"].module, copy="generator")
     if self.stands_still:
       given = {"player": None, "optimizer": None, "init": None}  # an earlier phase must deliver it
