@@ -1,8 +1,8 @@
 """What is frozen on `ablation_robustkd`, to be confirmed once: other attacks, plans, labels, data.
 
 Digits as in the quickstart; teachers of seeds 0-2 unless said. Nothing was chosen on these.
-Results: docs/robustkd.md; ten to twenty minutes of a core each, backweak an hour. Triggers on a
-clean pool and gtsrb are not measured yet.
+Results: docs/robustkd.md; ten to thirty minutes of a core each, backweak an hour. backweak0 and
+gtsrb are not measured yet.
 
   patch5 sig trojan_wm cheatkd latent backweak   other triggers, 2 % of the pool
   cheatkd0 latent0 backweak0                     the same on a clean pool
