@@ -4,18 +4,18 @@ Source: table 1 and the code of ABD (arXiv 2306.02368): 10 % poisoned, target 0,
 epochs (SGD .1, cosine, batch 128, weight decay 5e-4); ZSKT of 80,000 rounds of 128 (Adam, student
 2e-3, generator 1e-3, KL's mean over classes, attention 250), the vaccine all along without its
 check, then 600 rounds of retrospection: `abd_published`; `abd` seeks its perturbation by class. The
-argument is TRIGGER or short-TRIGGER:
+argument is TRIGGER, cmi-TRIGGER (CMI of 200 rounds in ZSKT's place), or either after "short-":
 
   badnets_grid   chequered 3x3 patch           trojan_wm   a watermark, our own drawing
   badnets        white 4x4 patch, 1 px in      blended     a noise image, share .2
   sig            a sinusoid, target class only
 
 The published table also has Trojan 3x3 and 8x8, clean-label, l2_inv and l0_inv: their pattern files
-are their authors'. "short": 20,000 images, 8 epochs, 2,000 rounds of 64, generator of half the
-width that is told what images must be like (balance, statistics).
+are their authors'. "short": 20,000 images, 8 epochs, 2,000 rounds of 64 (CMI: 10 of half the
+steps), generator of half the width; ZSKT's is told what images must be like (balance, statistics).
 
   python -m rkd_jax.main --config configs/cifar10_abd.py:badnets_grid --config.data.data_dir=DIR
-  python -m rkd_jax.main --config configs/cifar10_abd.py:short-trojan_wm --config.data.data_dir=DIR
+  python -m rkd_jax.main --config configs/cifar10_abd.py:short-cmi-blended --config.data.data_dir=DIR
 
 DIR holds CIFAR-10 as TFDS prepares it in array_record format. Cost and result: not measured yet.
 """
@@ -26,15 +26,17 @@ from rkd_jax.config import Config
 from rkd_jax.errors import UserError, nearest
 
 TRIGGERS = ("badnets_grid", "trojan_wm", "blended", "badnets", "sig")
+KINDS = ("", "short", "cmi", "short-cmi")
 
 
 def get_config(arg: str | None = None) -> Config:
-  """`arg`: TRIGGER or short-TRIGGER; badnets_grid if none."""
-  length, _, trigger = (arg or "badnets_grid").rpartition("-")
-  if trigger not in TRIGGERS or length not in ("", "short"):
+  """`arg`: TRIGGER, after "short-", "cmi-" or "short-cmi-"; badnets_grid if none."""
+  kind, _, trigger = (arg or "badnets_grid").rpartition("-")
+  if trigger not in TRIGGERS or kind not in KINDS:
     raise UserError(
-      f"cifar10_abd takes TRIGGER or short-TRIGGER, but got {arg!r}. {nearest(trigger, TRIGGERS)}"
+      f"cifar10_abd takes [short-][cmi-]TRIGGER, but got {arg!r}. {nearest(trigger, TRIGGERS)}"
     )
+  short, cmi = (word in kind for word in ("short", "cmi"))
   config = base.default()
   config.data.name = "tfds:cifar10"
   config.backdoor, config.labels, config.contamination = trigger, 0.0, 0.0
@@ -45,11 +47,17 @@ def get_config(arg: str | None = None) -> Config:
   config.student.rounds_per_epoch = 1000
   config.methods, config.clean_teacher_seeds = ("zskt", "abd_published", "abd"), 1
   config.method.vaccine.trials = 0
-  if length:
+  if short:
     config.data.train = 20000.0
     config.teacher.epochs = 8
     config.student.update({"batch_size": 64, "steps": 2000, "rounds_per_epoch": 100})
     config.clean_teacher_seeds, config.all_labels_control = 0, False
     digits_abd.shorten(config)
-  digits_abd.by_class(config, rounds=1000 if length else 10_000, published=50 if length else 600)
+  digits_abd.by_class(config, rounds=1000 if short else 10_000, published=50 if short else 600)
+  if cmi:
+    digits_abd.pooled(config, "cmi")
+  if cmi and not short:
+    config.student.update({"batch_size": 256, "steps": 200})
+    config.method.cmi.update({"width": 64, "searches": 200, "students": 400})
+    config.method.abd.rounds, config.method.abd_published.rounds = 60, 3
   return config

@@ -24,7 +24,7 @@ SETTINGS = [
   (cifar10_robustkd, "s-adba"),
   *((digits_abd, name) for name in (*digits_abd.TRIGGERS, "cmi-badnets")),
   *((cifar10_abd, name) for name in cifar10_abd.TRIGGERS),
-  (cifar10_abd, "short-badnets_grid"),
+  *((cifar10_abd, f"{kind}-badnets_grid") for kind in cifar10_abd.KINDS[1:]),
   *((digits_kdiga, name) for name in digits_kdiga.ARGUMENTS),
   *((cifar10_kdiga, name) for name in cifar10_kdiga.PAIRS),
 ]
@@ -42,7 +42,7 @@ def test_a_setting_is_checked_and_its_methods_have_phases(module, name, digits):
   config = module.get_config(name)
   configs.normalise(config)
   configs.check(config)
-  said = name.removeprefix("short-") in module.__doc__
+  said = name.rpartition("-")[-1] in module.__doc__
   assert "dose" in name or said or module is cifar10_robustkd
   for label, spec in recipes.specs(config).items():
     selection.check(label, spec, 197)
