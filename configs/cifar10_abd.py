@@ -15,7 +15,7 @@ are their authors'. "short": 20,000 images, 8 epochs, 2,000 rounds of 64 (CMI: 1
 steps), generator of half the width; ZSKT's is told what images must be like (balance, statistics).
 
   python -m rkd_jax.main --config configs/cifar10_abd.py:badnets_grid --config.data.data_dir=DIR
-  python -m rkd_jax.main --config configs/cifar10_abd.py:short-cmi-blended --config.data.data_dir=DIR
+  python -m rkd_jax.main --config configs/cifar10_abd.py:short-cmi-sig --config.data.data_dir=DIR
 
 DIR holds CIFAR-10 as TFDS prepares it in array_record format. Cost and result: not measured yet.
 """
