@@ -9,8 +9,8 @@ digits (16x16), WRN-16-2 teachers, WRN-10-1 students. The argument is TRIGGER or
   trojan_wm      a watermark added over much of the image
   blended        a fixed noise image mixed in
 
-Methods: ZSKT undefended, or CMI, whose images are better and dearer; ABD with its perturbation
-sought as published; ABD with one sought by class (docs/abd.md says why).
+Methods: ZSKT undefended, or CMI (not measured yet); ABD around it with its perturbation sought as
+published; ABD with one sought by class (docs/abd.md says why).
 
   python -m rkd_jax.main --config configs/digits_abd.py:trojan_wm
   python -m rkd_jax.main --config configs/digits_abd.py:cmi-badnets --config.seeds=0,1,2

@@ -28,8 +28,6 @@ GUARDED = dataclasses.replace(BY_CLASS, outlier=1.0, guard=2.0)
 CONTRAST = cmi.Method(searches=1, students=1, pool=2, bank=20, negatives=6, noise=3, width=2)
 POOLED = dataclasses.replace(GUARDED, base=CONTRAST)
 STAGES = {"vaccine": FIRST, "retrospection": SECOND, "by class": GUARDED, "pooled": POOLED}
-
-
 POOL = jnp.zeros((2, 8, 8, 8, 1)).at[0].set(jax.random.uniform(jax.random.key(9), (8, 8, 8, 1)))
 
 
