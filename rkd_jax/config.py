@@ -18,7 +18,7 @@ from rkd_jax.phases import Config
 from rkd_jax.training.optimizer import Optimizer
 
 # Our own recipe: a composition, no class of its own (docs/robustkd.md says why). What was
-# dropped comes back only if the next witness answers so under blends too.
+# dropped comes back only if the next witness answers so under the same blends too.
 RKD = {
   "name": "agreement",
   "rounds": 2,

@@ -27,11 +27,12 @@ class Method(base.Plugin):
 
   Attributes:
     readmit: what may come back that an earlier round dropped: "always" whatever the new witness
-      agrees on; "robust" what it also answers so under `robust_views` random blends; "never".
+      agrees on; "robust" what it also answers so in all of several perturbed views; "never".
     dropped: what is done with the rest: "weigh" (weight 0; still seen by BatchNorm) or "replace"
       (by kept examples of the same batch, so that BatchNorm sees them alone).
-    robust_views: how many blends "robust" asks about.
-    amplitude: of these blends, see `views.random_blend`.
+    robust_views: how many views "robust" asks about, >= 1, perturbed as the base teaches it: of
+      more than it was taught a witness is not sure.
+    amplitude: of the random blends that they are if the base teaches none.
   """
 
   readmit: str = "always"
@@ -45,6 +46,7 @@ class Method(base.Plugin):
       raise UserError(f"agreement.readmit is {self.readmit!r}; choose one of {', '.join(READMIT)}.")
     if self.dropped not in ("weigh", "replace"):
       raise UserError(f"agreement.dropped is {self.dropped!r}; choose weigh or replace.")
+    check_range("agreement.robust_views", self.robust_views, 1, 1000)
     check_range("agreement.amplitude", self.amplitude, 0, 1)
 
   @property
@@ -85,10 +87,12 @@ class Method(base.Plugin):
     return variables["witness"](images, train=False)[0].logits.argmax(-1)
 
   def _robust(self, key, variables, images, answer):
-    """bool[B]: the witness gives this answer under every one of several random blends."""
+    """bool[B]: the witness gives this answer to every one of several perturbed views."""
     agree = jnp.ones(answer.shape, bool)
-    for view in jax.random.split(self.own(key), self.robust_views):
-      agree &= self._witness(variables, views.random_blend(view, images, self.amplitude)) == answer
+    for one in jax.random.split(self.own(key), self.robust_views):
+      seen = self.base.perturbed(one, images)
+      seen = views.random_blend(one, images, self.amplitude) if seen is None else seen
+      agree &= self._witness(variables, seen) == answer
     return agree
 
   def batch(self, key, variables, state, batch, step):

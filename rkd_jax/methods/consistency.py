@@ -83,12 +83,14 @@ class Method(base.Plugin):
       state = {**state, "perturbation": self._worse(divergence, images, state, key, step)}
       aux = dataclasses.replace(aux, state=state)
     else:
-      seen = self._drawn(self.own(key), images)
+      seen = self.perturbed(self.own(key), images)
     value = divergence(seen)
     return {**terms, "consistency": (self.weight * value, jnp.ones_like(value))}, aux
 
-  def _drawn(self, key, images):
-    """The view of a batch, where it is drawn anew each time."""
+  def perturbed(self, key, images):
+    """x'. A universal perturbation is here as it is when it is drawn, before any ascent."""
+    if self.view == "universal":
+      return views.shift(images, self._draw(key, images.shape[1:]))
     if self.view == "warp":
       return views.warp(key, images, self.pixels)
     view = views.occlude if self.view == "occlusion" else views.random_blend

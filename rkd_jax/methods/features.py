@@ -69,6 +69,10 @@ class Method(kd.Method):
     check_range(f"{self.name}.variance_weight", self.variance_weight, 0, 1e9)
     check_range(f"{self.name}.amplitude", self.amplitude, 0, 1)
 
+  def perturbed(self, key, images):
+    blends = self.variance == "views"
+    return views.random_blend(key, images, self.amplitude) if blends else None
+
   # What a subclass says.
 
   def default(self, stages: tuple[str, ...]) -> tuple[str, ...]:
@@ -184,7 +188,7 @@ class Method(kd.Method):
     """The term of `variance`: (value[B], weight[B]), or a scalar."""
     if self.variance == "views":
       view, student = jax.random.split(jax.random.fold_in(key, VIEW))
-      seen = views.random_blend(view, images, self.amplitude)
+      seen = self.perturbed(view, images)
       outputs, _ = variables["student"](seen, train=True, key=student)
       other, _ = variables["connector"](self._own(variables, outputs), train=True)
       found = [losses.view_variance(connected[tap], other[tap]) for tap in taught]

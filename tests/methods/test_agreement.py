@@ -11,7 +11,7 @@ import small
 from rkd_jax.data.augment import Augment
 from rkd_jax.errors import UserError
 from rkd_jax.methods import agreement, consistency, kd, pgd_at, views
-from rkd_jax.methods.base import Aux
+from rkd_jax.methods.base import Aux, Plugin
 from rkd_jax.training import update
 from rkd_jax.training.checkpoint import digest
 
@@ -57,7 +57,7 @@ def surveyed(monkeypatch, method, witness, teacher, labels, before, shaky=()):
   }  # fmt: skip
   pictures = np.zeros((size, 8, 8, 1), np.float32)
   pictures[:, 1, 1, 0] = np.arange(size) / 255
-  state = {"base": (), "keep": jnp.zeros(size, bool)}
+  state = {"base": {"base": {"base": {}}}, "keep": jnp.zeros(size, bool)}
   for rows in np.array([[0, 1, 2, 3], [4, 5, size, size]]):
     inside = np.minimum(rows, size - 1)
     batch = {
@@ -87,6 +87,25 @@ SHAKY = (0, 4)  # under a blend the witness answers 2 to these
 def test_who_is_kept(monkeypatch, readmit, expected):
   method = plugin(readmit=readmit)
   assert surveyed(monkeypatch, method, WITNESS, TEACHER, LABELS, BEFORE, SHAKY) == expected
+
+
+@pytest.mark.parametrize(
+  ("base", "expected"),
+  [
+    (kd.Method(), F),  # which teaches no views: blends of agreement's own amplitude
+    (consistency.Method(base=kd.Method()), F),
+    (consistency.Method(base=pgd_at.Method(), amplitude=0.0), T),  # a blend of nothing
+    (consistency.Method(base=kd.Method(), view="warp", pixels=0.0), T),
+    (still := consistency.Method(base=kd.Method(), view="occlusion", amplitude=0.0), T),
+    (Plugin(base=still), T),  # a plug-in around one that perturbs
+  ],
+)
+def test_what_was_dropped_is_asked_for_under_the_views_that_the_base_teaches(
+  monkeypatch, base, expected
+):
+  method = agreement.Method(base=base, readmit="robust")
+  found = surveyed(monkeypatch, method, WITNESS, TEACHER, LABELS, BEFORE, SHAKY)
+  assert found == [T, T, F, T, expected, T]
 
 
 def test_in_the_first_round_nobody_was_dropped_before():
@@ -235,7 +254,9 @@ def test_the_whole_phase_delivers_student_and_keep():
   assert digest(found["student"]) == digest(state.roles["student"])
 
 
-@pytest.mark.parametrize("wrong", [{"readmit": "sometimes"}, {"dropped": "x"}, {"amplitude": 2}])
+@pytest.mark.parametrize(
+  "wrong", [{"readmit": "sometimes"}, {"dropped": "x"}, {"amplitude": 2}, {"robust_views": 0}]
+)
 def test_wrong_fields_are_named(wrong):
   with pytest.raises(UserError, match=f"agreement.{next(iter(wrong))}"):
     plugin(**wrong)
