@@ -15,8 +15,8 @@ Backdoors: badnets, cheatkd, latent, ... in 2 % of the pool; adba on a clean poo
   python -m rkd_jax.main --config configs/cifar10_robustkd.py:s-badnets --config.data.data_dir=DIR
 
 DIR holds CIFAR-10 as TFDS prepares it in array_record format. The hold-out, by which strengths are
-chosen, has 1,000 images: with many more labels in it than are labelled, nobody would need a teacher.
-Results: docs/robustkd.md; of other pairs than "s" none yet.
+chosen, has 1,000 images: with many more labels in it than there are others, nobody would need a
+teacher. Results: docs/robustkd.md; of other pairs than "s" none yet.
 """
 
 from rkd_jax import config as base

@@ -19,7 +19,7 @@ gtsrb are not measured yet.
 
 from typing import Any
 
-from configs.ablation_robustkd import setting
+from configs.ablation_robustkd import PARTS, setting
 from rkd_jax.config import Config
 
 POOL = 1100  # digits' training images
@@ -47,13 +47,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "teacher.augment.crop": 2,
   },
 }
-METHODS = ("none", "kd", "ofd", "robustkd", "robustkd_tuned", "rkd")
+METHODS = ("none", "kd", "ofd", "variance_views", "robustkd", "robustkd_tuned", "rkd")
 
 
 def get_config(arg: str | None = None) -> Config:
   """`arg`: one of `SETTINGS` ("patch5")."""
   config = setting(arg or "patch5", SETTINGS)
-  config.method.robustkd_tuned = {"name": "robustkd", "variant": "tuned"}
+  for label in ("variance_views", "robustkd_tuned"):
+    config.method[label] = PARTS[label]
   config.methods = ("none", "kd") if str(arg).startswith("dose") else METHODS
   # A low ASR cannot hide a high carried one; a high one on a clean pool may be the trigger's own.
   config.clean_teacher_seeds = 1 if config.contamination else -1

@@ -16,7 +16,13 @@ from rkd_jax import losses
 from rkd_jax.errors import UserError, check_range
 from rkd_jax.methods import base, views
 
-VIEWS = ("random_blend", "universal", "occlusion", "warp")
+# a view -> the field that is its strength
+VIEWS = {
+  "random_blend": "amplitude",
+  "universal": "radius",
+  "occlusion": "amplitude",
+  "warp": "pixels",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +89,15 @@ class Method(base.Plugin):
       state = {**state, "perturbation": self._worse(divergence, images, state, key, step)}
       aux = dataclasses.replace(aux, state=state)
     else:
-      seen = self.perturbed(self.own(key), images)
+      seen = self._seen(self.own(key), images)
     value = divergence(seen)
     return {**terms, "consistency": (self.weight * value, jnp.ones_like(value))}, aux
 
   def perturbed(self, key, images):
-    """x'. A universal perturbation is here as it is when it is drawn, before any ascent."""
+    """x'; None at strength 0. A universal one is as when it is drawn, before any ascent."""
+    return self._seen(key, images) if self.weight and getattr(self, VIEWS[self.view]) else None
+
+  def _seen(self, key, images):
     if self.view == "universal":
       return views.shift(images, self._draw(key, images.shape[1:]))
     if self.view == "warp":

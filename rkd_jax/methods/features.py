@@ -70,7 +70,7 @@ class Method(kd.Method):
     check_range(f"{self.name}.amplitude", self.amplitude, 0, 1)
 
   def perturbed(self, key, images):
-    blends = self.variance == "views"
+    blends = self.variance == "views" and self.variance_weight and self.amplitude
     return views.random_blend(key, images, self.amplitude) if blends else None
 
   # What a subclass says.
@@ -188,7 +188,7 @@ class Method(kd.Method):
     """The term of `variance`: (value[B], weight[B]), or a scalar."""
     if self.variance == "views":
       view, student = jax.random.split(jax.random.fold_in(key, VIEW))
-      seen = self.perturbed(view, images)
+      seen = views.random_blend(view, images, self.amplitude)
       outputs, _ = variables["student"](seen, train=True, key=student)
       other, _ = variables["connector"](self._own(variables, outputs), train=True)
       found = [losses.view_variance(connected[tap], other[tap]) for tap in taught]
