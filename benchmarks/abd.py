@@ -115,10 +115,8 @@ def main() -> None:
   labels = teacher(images, train=False)[0].logits.argmax(-1)
   of_target = np.asarray(labels) == config.target
   there = np.asarray(images)[:, place].mean((1, 2))
-  search = (second.rate, second.decay)
-  delta = retrospection.universal(
-    teacher, method.divergence, invented[0], jax.random.key(0), 10, *search
-  )[0]
+  how, search = (teacher.module.std, method.looks_back), (second.rate, second.search_decay)
+  delta = retrospection.universal(teacher, *how, invented[0], jax.random.key(0), 10, *search)[0]
   report = {
     "schema": 1, **measure.context(), "trigger": options.trigger, "seed": options.seed,
     "shuffled": kept(teacher, shown),

@@ -19,8 +19,8 @@ def fixed_point(
 ) -> jax.Array:
   """d after `steps` times d <- phi(outer, data, d), differentiable in `outer`.
 
-  The gradient is that of a fixed point (implicit function theorem), by terms of the Neumann series
-  v <- J_d^T v + g (Grazzi et al. 2020); it costs no memory of the way there.
+  The gradient is that of a fixed point (implicit function theorem), by terms of the Neumann series:
+  v <- J_d^T v + g from v = 0 (Grazzi et al. 2020); it costs no memory of the way there.
 
   Args:
     phi: a contraction in d; closes over no traced array.
@@ -28,7 +28,7 @@ def fixed_point(
     outer: what the gradient is taken in.
     data: what phi needs besides; gets no gradient.
     start: where d begins; gets no gradient.
-    terms: of the series; None: as many as steps.
+    terms: of the series (0: no gradient passes); None: as many as steps.
   """
   return repeat(lambda i, d: phi(outer, data, d), start, steps)
 
@@ -41,7 +41,8 @@ def _forward(phi, steps, outer, data, start, terms):
 def _backward(phi, steps, terms, saved, g):
   outer, data, found = saved
   _, pull = jax.vjp(lambda o, d: phi(o, data, d), outer, found)
-  v = repeat(lambda i, v: pull(v)[1] + g, g, steps if terms is None else terms)
+  none = jnp.zeros_like(g)
+  v = repeat(lambda i, v: pull(v)[1] + g, none, steps if terms is None else terms)
   return pull(v)[0], jax.tree.map(jnp.zeros_like, data), jnp.zeros_like(found)
 
 

@@ -115,8 +115,12 @@ def common_code() -> str:
   files = [*root.glob("training/*.py"), *root.glob("data/*.py")]
   files += [root / f for f in ("losses.py", "repeat.py", "implicit.py", "compiling.py")]
   files += [root / "backdoors" / f for f in ("base.py", "learned.py", "plans.py", "poison.py")]
-  files += [root / f for f in ("networks.py", "methods/views.py", "evaluation/predictions.py")]
+  files += [root / f for f in ("networks.py", "evaluation/predictions.py")]
+  files += [root / "methods" / f for f in ("inversion.py", "views.py")]
   files += [root / "adversarial" / f for f in ("ball.py", "pgd.py")]
-  files += [root / "models" / f for f in ("connector.py", "layers.py", "network.py", "norm.py")]
+  files += [
+    root / "models" / f
+    for f in ("connector.py", "generator.py", "layers.py", "network.py", "norm.py")
+  ]
   text = "".join(file.read_text(encoding="utf-8") for file in sorted(files))
   return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -3,7 +3,11 @@
 Contrastive model inversion (Fang et al. 2021, arXiv:2105.08584): a round draws a generator and its
 noise anew and trains both on the teacher's BatchNorm statistics, random classes, what the student
 does not know yet, and a contrast to earlier images, whose embeddings a bank remembers. The round's
-best batch goes into a pool that the student learns from.
+best batch goes into a pool that the student learns from, its embeddings into the bank.
+
+Otherwise than in the published code: an embedding is what the teacher's last layer reads, there all
+BatchNorms' statistics; statistics, class and divergence are those of the images as they are, there
+of moved ones; `datafree.statistics_gap` is a mean over BatchNorms, there a sum.
 """
 
 import dataclasses
@@ -14,7 +18,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rkd_jax import losses
-from rkd_jax.data import augment
 from rkd_jax.errors import check_range
 from rkd_jax.methods import base, datafree, pooled
 from rkd_jax.models.generator import Generator, fresh
@@ -42,7 +45,7 @@ class Method(pooled.Pooled):
     contrast: weight of the contrastive term.
     sharpness: temperature of the contrastive term.
     bank: embeddings that are remembered.
-    negatives: of those how many an image is contrasted with at a step.
+    negatives: of those how many an image is contrasted with at a step, at most.
     noise: numbers that an image is made from.
     width: of the generator.
   """
@@ -84,8 +87,14 @@ class Method(pooled.Pooled):
 
   def init_state(self, key, variables, example):
     size = variables["teacher"].module.shapes().embedding.shape[-1]
-    bank = {"bank": jax.random.normal(key, (self.bank, size))}
+    said = jnp.zeros((example.batch["image"].shape[0], size))
+    bank = {"bank": jnp.zeros((self.bank, size)), "embedding": said}
     return super().init_state(key, variables, example) | bank
+
+  def batch(self, key, variables, state, batch, step):
+    bank = remembered(state["bank"], state["embedding"], step - 1)
+    bank = jnp.where(step > 0, bank, state["bank"])
+    return super().batch(key, variables, {**state, "bank": bank}, batch, step)
 
   def made(self, variables):
     return variables["generator"](variables["noise"])
@@ -99,12 +108,13 @@ class Method(pooled.Pooled):
     terms: dict[str, Any] = {"ce": (value, ones)}
     terms["statistics"] = self.statistics * datafree.statistics_gap(variables["teacher"], outputs)
     terms["adversarial"] = (-self.adversarial * self._unknown(variables, images, outputs), ones)
-    apart = self._contrast(variables, state, images, outputs, key)
+    apart = self._contrast(variables, state, batch, images, outputs, key)
     terms["contrast"] = (self.contrast * apart, ones)
     whole = sum(t[0].mean() if isinstance(t, tuple) else t for t in terms.values())
-    state = self.kept(state, images, jnp.asarray(whole), step)
-    bank = remembered(state["bank"], jax.lax.stop_gradient(outputs.embedding), step)
-    return terms, base.Aux(state={**state, "bank": bank})
+    new = self.kept(state, images, jnp.asarray(whole), batch)
+    said = jax.lax.stop_gradient(outputs.embedding)
+    said = jnp.where(new["best"] < state["best"], said, state["embedding"])
+    return terms, base.Aux(state={**new, "embedding": said})
 
   def _unknown(self, variables, images, outputs):
     """float[B]: KL(T || S), 0 where the two name different classes. Published: at T = 1."""
@@ -112,43 +122,40 @@ class Method(pooled.Pooled):
     agree = outputs.logits.argmax(-1) == logits.argmax(-1)
     return losses.kl_divergence(outputs.logits, logits) * agree
 
-  def _contrast(self, variables, state, images, outputs, key):
-    """float[B]: an image's other view against the other images and some of the bank."""
+  def _contrast(self, variables, state, batch, images, outputs, key):
+    """float[B]: an image's other view against the other images and some of earlier rounds'."""
     view, some = jax.random.split(key)
-    shown = jittered(view, images)
+    shown = pooled.jittered(view, images)
     embedding = variables["teacher"](shown, train=False)[0].embedding
     count = min(self.negatives, self.bank)
-    rows = jax.random.randint(some, (count,), 0, self.bank)
+    filled = jnp.minimum(batch["round"] * len(images), self.bank)
+    rows = jax.random.randint(some, (count,), 0, jnp.maximum(filled, 1))
     known = jnp.concatenate([embedding, state["bank"][rows]])
+    there = jnp.concatenate([jnp.ones(len(images), bool), jnp.arange(count) < filled])
     anchors, others = variables["head"](outputs.embedding), variables["head"](known)
-    return info_nce(anchors, others, self.sharpness)
+    return info_nce(anchors, others, there, self.sharpness)
 
 
 def _head(size: int):
   return lambda key, made, example: Head().init(key, jnp.zeros((1, size)))
 
 
-def info_nce(anchors: jax.Array, others: jax.Array, temperature: float) -> jax.Array:
+def info_nce(
+  anchors: jax.Array, others: jax.Array, there: jax.Array, temperature: float
+) -> jax.Array:
   """float[B]: -log softmax(anchor . others / temperature) at the anchor's own partner.
 
   Args:
     anchors: float[B, D], unit vectors.
     others: float[B + M, D]: the partners in order, then whatever else they shall differ from.
+    there: bool[B + M], which of the others count.
   """
-  likeness = anchors @ others.T / temperature
+  likeness = jnp.where(there, anchors @ others.T / temperature, -1e9)
   return losses.cross_entropy(likeness, jnp.arange(len(anchors)))
 
 
 def remembered(bank: jax.Array, embeddings: jax.Array, round_: jax.Array) -> jax.Array:
-  """The bank float[N, D] as a ring: the round's rows hold the embeddings of its last step."""
+  """The bank float[N, D] as a ring: the round's rows hold the embeddings of its best batch."""
   count = min(len(embeddings), len(bank))
   rows = (round_ * count + jnp.arange(count)) % len(bank)
   return bank.at[rows].set(embeddings[:count])
-
-
-def jittered(key: jax.Array, images: jax.Array) -> jax.Array:
-  """The images moved by up to an eighth of their side, and mirrored half of the time."""
-  keys = jax.random.split(key, len(images))
-  change = augment.Augment(flip=True, crop=max(1, images.shape[1] // 8))
-  index = jnp.arange(len(images))
-  return augment.apply(change, keys, {"image": images, "label": index, "index": index})["image"]

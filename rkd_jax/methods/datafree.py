@@ -54,6 +54,10 @@ class DataFree(base.Method):
     whole = self.reduction == "batchmean"
     return value if whole else value / (self.temperature**2 * logits.shape[-1])
 
+  def looks_back(self, target_logits: jax.Array, logits: jax.Array) -> jax.Array:
+    """The divergence by which perturbations are sought and unlearned (`retrospection`)."""
+    return self.divergence(target_logits, logits)
+
   def given(
     self, variables: Mapping[str, Any], state: base.Tree
   ) -> tuple[Mapping[str, Any], base.Tree]:

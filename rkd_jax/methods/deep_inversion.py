@@ -53,7 +53,7 @@ class Method(pooled.Pooled):
     value = losses.cross_entropy(outputs.logits, batch["label"])
     gap = self.statistics * datafree.statistics_gap(variables["teacher"], outputs)
     rough = self.smooth * variation(images)
-    state = self.kept(state, images, value.mean() + gap + rough, step)
+    state = self.kept(state, images, value.mean() + gap + rough, batch)
     terms = {"ce": (value, jnp.ones_like(value)), "statistics": gap, "smooth": rough}
     return terms, base.Aux(state=state)
 

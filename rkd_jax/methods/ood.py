@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rkd_jax import losses
 from rkd_jax.errors import UserError, check_range
 from rkd_jax.methods import base, datafree, views
 
@@ -51,9 +52,14 @@ class Method(datafree.DataFree):
     shape = roles["teacher"].module.image_shape
     pixels = photograph(self.picture, shape[-1])
     check_window(pixels.shape[:2], shape[:2], self.zoom)
-    adam = {"name": "adam", "learning_rate": self.rate, "weight_decay": 0.0, "schedule": "step"}
+    adam = {"name": "adam", "learning_rate": self.rate, "weight_decay": 0.0}
+    adam |= {"schedule": "step", "milestones": (0.5,), "factor": 0.5}
     roles["student"] = dataclasses.replace(roles["student"], optimizer=adam)
     return {**roles, "picture": base.Role(init=lambda key, made, example: jnp.asarray(pixels))}
+
+  def looks_back(self, target_logits, logits):
+    """T^2 KL in nats, whatever the reduction (as in the code)."""
+    return losses.kl_divergence(target_logits, logits, self.temperature)
 
   def init_state(self, key, variables, example):
     return {"row": jnp.arange(example.batch["image"].shape[0])}

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from rkd_jax.data import augment
 from rkd_jax.errors import check_range
 from rkd_jax.methods import base, datafree
 
@@ -25,6 +26,7 @@ class Pooled(datafree.DataFree):
     students: steps of the student a round.
     pool: batches that are kept.
     rate: learning rate of the generator's Adam (betas .5, .999).
+    jitter: whether the student sees the pool's images moved and mirrored (code: for CIFAR-10).
   """
 
   temperature: float = 20.0
@@ -32,6 +34,7 @@ class Pooled(datafree.DataFree):
   students: int = 400
   pool: int = 64
   rate: float = 1e-3
+  jitter: bool = False
   delivers: ClassVar = {"student": "student", "pool": "images"}
 
   def __post_init__(self):
@@ -66,34 +69,54 @@ class Pooled(datafree.DataFree):
     return {**holding(variables["pool"]), "best": jnp.float32(jnp.inf)}
 
   def given(self, variables, state):
-    return variables, {**state, **holding(variables["pool"])}
+    earlier = {**holding(variables["pool"]), "open": jnp.int32(0)}
+    some = earlier["given"] > 0  # else: what there is now
+    return variables, state | {k: jnp.where(some, v, state[k]) for k, v in earlier.items()}
+
+  def deliver(self, variables, state):
+    """The pool in order, the oldest batch first: whoever goes on filling it drops that one."""
+    pool = state["images"]
+    full = jnp.abs(pool[-1]).max() > 0
+    ordered = jnp.roll(pool, -state["next"] * full, axis=0)
+    return super().deliver(variables, {**state, "images": ordered})
 
   def batch(self, key, variables, state, batch, step):
     size, classes = state["images"].shape[1], variables["teacher"].module.classes
     labels = jax.random.randint(key, (size,), 0, classes)
     best = jnp.full_like(state["best"], jnp.inf)
-    return {"label": labels, "round": step}, {**state, "best": best}
+    return {"label": labels, "slot": jnp.arange(size), "round": step}, {**state, "best": best}
 
-  def kept(self, state: base.Tree, images: jax.Array, value: jax.Array, step: jax.Array):
-    """The state after a step of the generator: the round's slot holds its best batch."""
+  def kept(self, state: base.Tree, images: jax.Array, value: jax.Array, batch: base.Batch):
+    """The state after a step of the generator: the round's slot holds its best batch.
+
+    Args:
+      value: the loss of these images, to which a plug-in adds its own as batch["beside"].
+    """
+    value = jax.lax.stop_gradient(value + batch.get("beside", 0.0))
     pool, better = state["images"], value < state["best"]
-    slot = (state["given"] + step) % self.pool
-    images, value = jax.lax.stop_gradient((images, value))
-    pool = pool.at[slot].set(jnp.where(better, images, pool[slot]))
-    return {**state, "images": pool, "best": jnp.minimum(value, state["best"])}
+    slot = (state["given"] + batch["round"]) % self.pool
+    pool = pool.at[slot].set(jnp.where(better, jax.lax.stop_gradient(images), pool[slot]))
+    best = jnp.minimum(value, state["best"])
+    return {**state, "images": pool, "best": best, "next": (slot + 1) % self.pool}
 
-  def drawn(self, key: jax.Array, state: base.Tree, count: int, rounds: Any) -> jax.Array:
-    """float[count, H, W, C] of the images in the pool after so many rounds of this phase."""
+  def drawn(self, key: jax.Array, state: base.Tree, slots: jax.Array, rounds: Any) -> jax.Array:
+    """float[B, H, W, C] of the images in the pool after so many rounds of this phase.
+
+    Args:
+      slots: int32[B], 0 to B - 1; where they lie on several devices, so do the images.
+    """
     pool = state["images"]
-    filled = jnp.minimum(state["given"] + rounds, self.pool) * pool.shape[1]
-    rows = jax.random.randint(key, (count,), 0, jnp.maximum(filled, 1))
+    filled = jnp.minimum(state["given"] + state["open"] * rounds, self.pool) * pool.shape[1]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, slots)
+    rows = jax.vmap(lambda k: jax.random.randint(k, (), 0, jnp.maximum(filled, 1)))(keys)
     return pool.reshape(-1, *pool.shape[2:])[rows]
 
   def images(self, player, variables, state, batch, key):
     if player == "generator":
       return self.made(variables)
-    size, key = state["images"].shape[1], jax.random.fold_in(key, 1)
-    return self.drawn(key, state, size, batch["round"] + 1)
+    draw, move = jax.random.split(jax.random.fold_in(key, 1))
+    images = self.drawn(draw, state, batch["slot"], batch["round"] + 1)
+    return jittered(move, images) if self.jitter else images
 
   def made(self, variables) -> jax.Array:
     """float[B, H, W, C] in [0, 1]: the images that are being made."""
@@ -109,10 +132,20 @@ class Pooled(datafree.DataFree):
     return {"kl": (value, jnp.ones_like(value))}, aux
 
   def invent(self, key, variables, state, count):
-    return self.drawn(key, holding(state["images"]), count, 0)
+    return self.drawn(key, holding(state["images"]), jnp.arange(count), 0)
 
 
 def holding(pool: jax.Array) -> dict[str, jax.Array]:
-  """The state's "images" float[N, B, H, W, C], and how many of these batches are "given", int32[]:
-  all that hold anything."""
-  return {"images": pool, "given": (jnp.abs(pool).max((1, 2, 3, 4)) > 0).sum()}
+  """What a phase's state holds of the pool that it begins with: "images" float[N, B, H, W, C], how
+  many of these batches are "given" (all that hold anything), the "next" to be written, and whether
+  it is "open", so that batches made since count too; int32[]."""
+  given = (jnp.abs(pool).max((1, 2, 3, 4)) > 0).sum().astype(jnp.int32)
+  return {"images": pool, "given": given, "next": given % len(pool), "open": jnp.int32(1)}
+
+
+def jittered(key: jax.Array, images: jax.Array) -> jax.Array:
+  """The images moved by up to an eighth of their side, and mirrored half of the time."""
+  keys = jax.random.split(key, len(images))
+  change = augment.Augment(flip=True, crop=max(1, images.shape[1] // 8))
+  index = jnp.arange(len(images))
+  return augment.apply(change, keys, {"image": images, "label": index, "index": index})["image"]

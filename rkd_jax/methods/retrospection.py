@@ -5,14 +5,14 @@ synthetic images is sought on the teacher, a few steps of an inner problem on th
 the student's own, and the student is moved so that it does less, through that inner problem. It is
 the second stage of the recipe `abd` (`recipes.py`), around any method that invents its images.
 
-A perturbation is in standard deviations of the network's pixels, as published: what is added to an
-image in [0, 1] is `std` times as much, unclipped. What is otherwise here:
+A perturbation is in standard deviations of the teacher's pixels, as published (whoever it is shown
+to): what is added to an image in [0, 1] is `std` times as much, unclipped. What is otherwise here:
 
 - Theirs begins at 0, where the gradient of the divergence is 0 and the first step therefore
   rounding noise: ours begins at a small random pattern. On a fixed teacher and a round's fixed
   images it is the same for all of the student's turns, and computed once.
-- ZSKT's generator stands still: there the rate of its last rounds is next to 0. CMI goes on filling
-  the first stage's pool.
+- ZSKT's generator stands still; there it is trained on, at a rate that is nearly 0. CMI goes
+  on filling the first stage's pool.
 - `search="classes"` is ours (docs/abd.md says why). Where the generator has dug the trigger up, its
   images of the target class carry it already, and the perturbation that changes most takes it away.
   So the smallest one into each class is sought instead, on the teacher, better from round to round.
@@ -36,6 +36,7 @@ from rkd_jax.methods.base import Bound
 from rkd_jax.repeat import repeat
 
 Divergence = Callable[[jax.Array, jax.Array], jax.Array]  # logits, logits -> float[B]
+Std = tuple[float, ...]  # of the teacher's pixels, a channel each
 START = 0.01  # of the perturbation, uniform in its sign
 B1, B2, EPSILON = 0.9, 0.999, 1e-8  # of Adam
 CHOICES = {"search": ("universal", "classes"), "victim": ("teacher", "student")}
@@ -53,7 +54,8 @@ class Method(datafree.Plugin):
     victim: whom a universal one is sought on, "teacher", or "student" in each of its turns.
     ascents: J, steps of the search a round.
     rate: of Adam in it, and of the inner problem's step.
-    decay: of a universal perturbation's squared norm.
+    decay: of the perturbation's squared norm in the inner problem.
+    search_decay: the same in the search for a universal one (code for CMI and OOD: 0).
     terms: K, of the hyper-gradient's series; a search by class is not differentiated through.
     price: of the l_1 norm of a class's perturbation, in standard deviations.
     success: the rate from which on a class's perturbation works, in [0, 1].
@@ -73,6 +75,7 @@ class Method(datafree.Plugin):
   ascents: int = 10
   rate: float = 0.1
   decay: float = 1e-3
+  search_decay: float = 1e-3
   terms: int = 5
   price: float = 0.03
   success: float = 0.9
@@ -90,7 +93,7 @@ class Method(datafree.Plugin):
     for field in ("ascents", "searched"):
       check_range(f"retrospection.{field}", getattr(self, field), 1, 10**5)
     check_range("retrospection.terms", self.terms, 0, 10**5)
-    for field in ("weight", "rate", "decay", "price", "guard"):
+    for field in ("weight", "rate", "decay", "search_decay", "price", "guard"):
       check_range(f"retrospection.{field}", getattr(self, field), 0, 1e6)
     for field in ("share", "success", "outlier"):
       check_range(f"retrospection.{field}", getattr(self, field), 0, 1)
@@ -185,9 +188,9 @@ class Method(datafree.Plugin):
     return variables, {**state, "base": own}
 
   def _universal(self, variables, images, key):
-    with_whom = variables[self.victim], self.base.divergence
-    search = self.ascents, self.rate, self.decay
-    return universal(*with_whom, images, key, *search)
+    whom, std = variables[self.victim], variables["teacher"].module.std
+    search = self.ascents, self.rate, self.search_decay
+    return universal(whom, std, self.base.looks_back, images, key, *search)
 
   def _suspect(self, variables, state) -> "Suspect":
     deltas, rates = variables[SEEKER], inversion.rates_of(state)
@@ -201,7 +204,7 @@ class Method(datafree.Plugin):
   def _leaning(self, variables, state, images) -> jax.Array:
     """float[B]: 1 where an image is of the suspected class, and not so without its perturbation."""
     suspect, teacher = self._suspect(variables, state), variables["teacher"]
-    without = jnp.clip(moved(teacher, images, -self.guard * suspect.delta), 0, 1)
+    without = jnp.clip(moved(teacher.module.std, images, -self.guard * suspect.delta), 0, 1)
     was, now = (teacher(x, train=False)[0].logits.argmax(-1) for x in (images, without))
     return suspect.on * (was == suspect.label) * (now != suspect.label)
 
@@ -210,8 +213,8 @@ class Method(datafree.Plugin):
     if not self.guard:
       return variables
     suspect = self._suspect(variables, state)
-    generator, teacher = variables["generator"], variables["teacher"]
-    less = Guarded(generator, teacher, self.guard * suspect.on * suspect.delta)
+    taken = self.guard * suspect.on * suspect.delta
+    less = Guarded(variables["generator"], variables["teacher"].module.std, taken)
     return {**variables, "generator": less}
 
   def _sought(self, variables, state, batch, key):
@@ -227,45 +230,45 @@ class Method(datafree.Plugin):
   def _looking_back(self, variables, state, batch, key) -> tuple[jax.Array, jax.Array]:
     """The term."""
     images, student = self.images("student", variables, state, batch, key), variables["student"]
-    divergence, key = self.base.divergence, self.own(key)
+    divergence, std, key = self.base.looks_back, variables["teacher"].module.std, self.own(key)
     delta = batch["delta"] if "delta" in batch else self._universal(variables, images, key)
     count = max(1, int(self.share * len(images)))
     drawn = jax.random.permutation(jax.random.fold_in(key, 1), len(images))
     marked = (drawn < count).astype(images.dtype).reshape(-1, 1, 1, 1)
     if self.by_class:
-      seen = jnp.clip(moved(student, images, (self.guard or 1.0) * delta * marked), 0, 1)
+      seen = jnp.clip(moved(std, images, (self.guard or 1.0) * delta * marked), 0, 1)
       price = self.weight * batch["suspicious"]
     else:
-      phi = inner(divergence, self.rate, self.decay)
+      phi = inner(divergence, std, self.rate, self.decay)
       delta = optimum(phi, student, images, delta, self.terms)
-      seen, price = moved(student, images, delta * marked), self.weight
+      seen, price = moved(std, images, delta * marked), self.weight
     psi = outer(student, divergence, images, seen, self.detach)
     return price * psi, jnp.ones_like(psi)
 
 
-def moved(network: Bound, images: jax.Array, delta: jax.Array) -> jax.Array:
+def moved(std: Std, images: jax.Array, delta: jax.Array) -> jax.Array:
   """Images float[..., H, W, C] with delta [..., H, W, C], in standard deviations, added."""
-  std = jnp.asarray(network.module.std, images.dtype)
-  return images + delta * std.reshape(*[1] * (images.ndim - 1), -1)
+  scale = jnp.asarray(std, images.dtype)
+  return images + delta * scale.reshape(*[1] * (images.ndim - 1), -1)
 
 
 def gap(
-  network: Bound, divergence: Divergence, images: jax.Array, delta: jax.Array, train: bool
+  network: Bound, std: Std, divergence: Divergence, images: jax.Array, delta: jax.Array, train: bool
 ) -> jax.Array:
-  """Mean of KL(N(x) || N(x + delta)). Running statistics stay where they are."""
-  plain, seen = (network(x, train=train)[0].logits for x in (images, moved(network, images, delta)))
-  return divergence(plain, seen).mean()
+  """Mean of KL(N(x) || N(x + delta)), N(x) a constant as in the code. Running statistics stay."""
+  plain, seen = (network(x, train=train)[0].logits for x in (images, moved(std, images, delta)))
+  return divergence(jax.lax.stop_gradient(plain), seen).mean()
 
 
 def universal(
-  network: Bound, divergence: Divergence, images: jax.Array, key: jax.Array, steps: int,
+  network: Bound, std: Std, divergence: Divergence, images: jax.Array, key: jax.Array, steps: int,
   rate: float, decay: float,
 ) -> jax.Array:  # fmt: skip
   """float[1, H, W, C]: the perturbation after Adam's ascent of the divergence - decay |delta|^2."""
   plain = network(images, train=False)[0].logits
 
   def objective(delta):
-    seen = network(moved(network, images, delta), train=False)[0].logits
+    seen = network(moved(std, images, delta), train=False)[0].logits
     return decay * jnp.square(delta).sum() - divergence(plain, seen).mean()
 
   def move(i, carry):
@@ -286,12 +289,13 @@ def beside(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jax.random.uniform(key, shape, minval=-START, maxval=START)
 
 
-def inner(divergence: Divergence, rate: float, decay: float) -> Callable[..., jax.Array]:
+def inner(divergence: Divergence, std: Std, rate: float, decay: float) -> Callable[..., jax.Array]:
   """Phi: a descent step of decay |delta|^2 - KL(S(x) || S(x + delta)) in delta."""
 
   def phi(student: Bound, images: jax.Array, delta: jax.Array) -> jax.Array:
     def objective(delta):
-      return decay * jnp.square(delta).sum() - gap(student, divergence, images, delta, train=True)
+      far = gap(student, std, divergence, images, delta, train=True)
+      return decay * jnp.square(delta).sum() - far
 
     return delta - rate * jax.grad(objective)(delta)
 
@@ -354,7 +358,7 @@ def reach(
   Returns:
     (the terms, weight and hit float[K B] as of `inversion.flips`).
   """
-  seen = jnp.clip(moved(network, images[None], deltas[:, None]), 0, 1)
+  seen = jnp.clip(moved(network.module.std, images[None], deltas[:, None]), 0, 1)
   value, weight, hit = inversion.flips(network, seen, labels)
   return {"flip": (value, weight), "size": price * lengths(deltas).mean()}, weight, hit
 
@@ -370,13 +374,13 @@ class Guarded:
 
   Attributes:
     generator: noise -> images in [0, 1].
-    network: whose standard deviations the perturbation is in.
+    std: in which the perturbation is.
     delta: float[1, H, W, C].
   """
 
   generator: Bound
-  network: Bound
+  std: Std = struct.field(pytree_node=False)
   delta: jax.Array
 
   def __call__(self, noise: jax.Array) -> jax.Array:
-    return jnp.clip(moved(self.network, self.generator(noise), -self.delta), 0, 1)
+    return jnp.clip(moved(self.std, self.generator(noise), -self.delta), 0, 1)

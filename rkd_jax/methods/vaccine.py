@@ -124,14 +124,17 @@ class Method(datafree.Plugin):
     }
 
   def loss(self, player, variables, state, batch, targets, key, step):
-    terms, aux = super().loss(player, variables, state, batch, targets, key, step)
     if player != self.watched:
-      return terms, aux
+      return super().loss(player, variables, state, batch, targets, key, step)
     known, images = state["vaccine"], self.images(player, variables, state, batch, key)
     own, others = answers(variables["teacher"], known["orders"], images)
     distance = divergence(own, others, self.direction, self.reduction)
     mask = suspicious(own, others)
     price = self.penalty * known["on"]
+    if player == "generator":
+      beside = -price * (distance * mask).sum() / jnp.maximum(mask.sum(), 1)
+      batch = {**batch, "beside": batch.get("beside", 0.0) + beside}
+    terms, aux = super().loss(player, variables, state, batch, targets, key, step)
     if player == "generator":
       terms["vaccine"] = (-price * distance, mask)
     else:

@@ -27,7 +27,7 @@ def test_a_pool_keeps_the_best_batch_of_a_round_and_of_the_newest_rounds():
   for step, values in enumerate([(2.0, 1.0, 3.0), (5.0, 6.0), (9.0, 8.0)]):
     state = {**state, "best": jnp.float32(jnp.inf)}  # as `batch` does
     for value in values:
-      state = INVERSION.kept(state, images(value), jnp.float32(value), step)
+      state = INVERSION.kept(state, images(value), jnp.float32(value), {"round": step})
   np.testing.assert_array_equal(state["images"][:, 0, 0, 0, 0], [8, 5])  # rounds 2 and 1
   assert float(state["best"]) == 8
 
@@ -35,10 +35,10 @@ def test_a_pool_keeps_the_best_batch_of_a_round_and_of_the_newest_rounds():
 def test_students_draw_from_what_is_filled():
   pool = jnp.stack([images(0.25), images(0.5), images(0.0), images(0.0)])
   method = dataclasses.replace(INVERSION, pool=4)
-  fresh = {"images": pool, "given": jnp.int32(0)}
-  found = method.drawn(jax.random.key(0), fresh, 64, 2)
+  fresh, slots = {**pooled.holding(pool), "given": jnp.int32(0)}, jnp.arange(64)
+  found = method.drawn(jax.random.key(0), fresh, slots, 2)
   assert set(np.unique(found).tolist()) == {0.25, 0.5}
-  assert set(np.unique(method.drawn(jax.random.key(0), fresh, 64, 1)).tolist()) == {0.25}
+  assert set(np.unique(method.drawn(jax.random.key(0), fresh, slots, 1)).tolist()) == {0.25}
   shown = method.invent(jax.random.key(1), {}, {"images": pool}, 64)
   assert set(np.unique(shown).tolist()) == {0.25, 0.5}
 
@@ -47,11 +47,44 @@ def test_a_phase_goes_on_filling_the_pool_it_is_given():
   method, earlier = dataclasses.replace(INVERSION, pool=3), images(0.0)[None].repeat(3, 0)
   earlier = earlier.at[0].set(0.25)
   state = {**pooled.holding(earlier), "best": jnp.float32(jnp.inf)}
-  state = method.kept(state, images(0.5), jnp.float32(1.0), 0)
+  state = method.kept(state, images(0.5), jnp.float32(1.0), {"round": 0})
   np.testing.assert_array_equal(state["images"][:, 0, 0, 0, 0], [0.25, 0.5, 0])
-  assert set(np.unique(method.drawn(jax.random.key(0), state, 64, 1)).tolist()) == {0.25, 0.5}
+
+  def seen(state, rounds):
+    found = method.drawn(jax.random.key(0), state, jnp.arange(64), rounds)
+    return set(np.unique(found).tolist())
+
+  assert seen(state, 1) == {0.25, 0.5}
   _, before = method.given({"pool": earlier}, state)
-  np.testing.assert_array_equal(before["images"], earlier)
+  assert seen(before, 2) == {0.25}  # whatever the round
+  _, now = method.given({"pool": jnp.zeros_like(earlier)}, {**state, "given": jnp.int32(0)})
+  np.testing.assert_array_equal(now["images"], state["images"])  # nothing was given
+
+
+def test_a_full_pool_is_delivered_with_its_oldest_batch_first():
+  method = dataclasses.replace(INVERSION, pool=3)
+  state = pooled.holding(jnp.zeros((3, 3, 4, 4, 1)))
+  student = {"student": small.Bound(small.tiny.network(), {})}
+  delivered = []
+  for step in range(4):
+    state = {**state, "best": jnp.float32(jnp.inf)}
+    state = method.kept(state, images(step + 1.0), jnp.float32(1.0), {"round": jnp.int32(step)})
+    delivered.append(method.deliver(student, state)["pool"][:, 0, 0, 0, 0].tolist())
+  assert delivered == [[1, 0, 0], [1, 2, 0], [1, 2, 3], [2, 3, 4]]
+
+
+def test_students_may_see_the_pool_moved():
+  pool = jax.random.uniform(jax.random.key(0), (2, 3, 8, 8, 1))
+  state = {**pooled.holding(pool), "given": jnp.int32(2)}
+  batch, key = {"round": jnp.int32(0), "slot": jnp.arange(3)}, jax.random.key(1)
+
+  def seen(jitter):
+    method = dataclasses.replace(INVERSION, jitter=jitter)
+    return np.asarray(method.images("student", {}, state, batch, key))
+
+  whole = np.asarray(pool).reshape(-1, 64)
+  assert all((whole == image.ravel()).all(1).any() for image in seen(False))
+  assert not any((whole == image.ravel()).all(1).any() for image in seen(True))
 
 
 def test_a_bank_is_a_ring():
@@ -65,10 +98,11 @@ def test_a_bank_is_a_ring():
 def test_a_contrast_by_hand():
   anchors = jnp.eye(2)
   others = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-  found = cmi.info_nce(anchors, others, 0.5)
   both = [np.exp(2.0), 1.0, 1.0], [1.0, np.exp(2.0), np.exp(2.0)]
-  wanted = [-np.log(row[k] / sum(row)) for k, row in enumerate(both)]
-  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  for count in (3, 2):  # the last of the others is not there yet
+    found = cmi.info_nce(anchors, others, jnp.arange(3) < count, 0.5)
+    wanted = [-np.log(row[k] / sum(row[:count])) for k, row in enumerate(both)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_total_variation_by_hand():
