@@ -53,6 +53,7 @@ def pooled(config: Config, name: str) -> None:
   """CMI in ZSKT's place: a hundred steps of its generator a round, and a hundred of the student."""
   config.methods = (name, *config.methods[1:])
   config.student.update({"steps": 10, "rounds_per_epoch": 1})
+  config.save_every = 1  # a round is two hundred steps
   config.method[name].update({"width": 32, "searches": 100, "students": 100})
   config.method.abd.update({"base": name, "rounds": 6})
   config.method.abd_published.update({"base": name, "rounds": 1})

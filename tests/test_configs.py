@@ -24,7 +24,10 @@ SETTINGS = [
   (cifar10_robustkd, "s-adba"),
   *((digits_abd, name) for name in (*digits_abd.TRIGGERS, "cmi-badnets")),
   *((cifar10_abd, name) for name in cifar10_abd.TRIGGERS),
-  *((cifar10_abd, f"{kind}-badnets_grid") for kind in cifar10_abd.KINDS[1:]),
+  *(
+    (cifar10_abd, f"{kinds}-badnets_grid")
+    for kinds in ("short", "cmi", "short-cmi", "gtsrb", "short-gtsrb")
+  ),
   *((digits_kdiga, name) for name in digits_kdiga.ARGUMENTS),
   *((cifar10_kdiga, name) for name in cifar10_kdiga.PAIRS),
 ]

@@ -22,7 +22,8 @@ ENDS = ("/student/poisoned", "/vaccinated/poisoned")
 
 def arrays(networks: Mapping[str, Any]) -> Arrays:
   """{"copies", "<network>:images": uint8[n, H, W, C], ":answers": int32[n], the teacher's classes,
-  ":suspicious": bool[n], ":log10": float32[n], of KL(T || T~) / K}; {} where no one invents.
+  ":suspicious": bool[n], ":log10": float32[n], of KL(T || T~) / K}; {} where no one invents. A
+  teacher with nothing to shuffle (a ViT) has the first two alone.
 
   Args:
     networks: {name: `runner.Finished`}.
@@ -31,12 +32,11 @@ def arrays(networks: Mapping[str, Any]) -> Arrays:
   for name, made in networks.items():
     method, state = inventor(made.program.method, made.memory)
     teacher = dict(made.program.modules).get("teacher")
-    layers = min(LAYERS, len(vaccine.readers(teacher))) if teacher else 0
-    if name.endswith(ENDS) and hasattr(method, "invent") and layers:
-      images, *rest = jax.device_get(_look(made.program, method, made.trees, state, layers))
-      keys = ("answers", "suspicious", "log10")
-      found[f"{name}:images"] = np.round(255 * images).astype(np.uint8)
-      found |= {f"{name}:{key}": array for key, array in zip(keys, rest, strict=True)}
+    if teacher and name.endswith(ENDS) and hasattr(method, "invent"):
+      layers = min(LAYERS, len(vaccine.readers(teacher))) if len(teacher.convs) > 1 else 0
+      seen = jax.device_get(_look(made.program, method, made.trees, state, layers))
+      seen["images"] = np.round(255 * seen["images"]).astype(np.uint8)
+      found |= {f"{name}:{key}": array for key, array in seen.items()}
   return {"copies": np.int32(COPIES), **found} if found else {}  # type: ignore[dict-item]
 
 
@@ -50,11 +50,17 @@ def inventor(method: Method, state: Any) -> tuple[Method, Any]:
 @functools.partial(jax.jit, static_argnames=("program", "method", "layers"))
 def _look(
   program: Program, method: Any, trees: Any, state: Any, layers: int
-) -> tuple[jax.Array, ...]:
+) -> dict[str, jax.Array]:
   variables = program.bind({name: trees[name] for name, _ in program.modules})
   images = method.invent(jax.random.key(0), variables, state, IMAGES)
   teacher = variables["teacher"]
+  if not layers:
+    answers = teacher(images, train=False)[0].logits.argmax(-1)
+    return {"images": images, "answers": answers}
   orders = vaccine.draw(jax.random.key(1), teacher.module, layers, COPIES)
   own, others = vaccine.answers(teacher, orders, images)
   distance = vaccine.log10(vaccine.divergence(own, others, "forward", "mean"))
-  return images, own.argmax(-1), vaccine.suspicious(own, others) > 0, distance
+  suspicious = vaccine.suspicious(own, others) > 0
+  return {
+    "images": images, "answers": own.argmax(-1), "suspicious": suspicious, "log10": distance
+  }  # fmt: skip

@@ -120,7 +120,10 @@ class Method(datafree.DataFree):
     return terms
 
   def invent(self, key, variables, state, count):
-    return variables["generator"](jax.random.normal(key, (count, self.noise)))
+    size = len(state["noise"])  # as many at once as in training: it normalises by its batch
+    noise = jax.random.normal(key, (-(-count // size), size, self.noise))
+    images = jax.lax.map(lambda batch: variables["generator"](batch), noise)
+    return images.reshape(-1, *images.shape[2:])[:count]
 
 
 def check_stages(teacher, student):

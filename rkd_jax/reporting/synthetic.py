@@ -22,8 +22,8 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
     if not arrays:
       return None
     names = [key.removesuffix(":images") for key in arrays if key.endswith(":images")]
-    logs = np.concatenate([arrays[f"{name}:log10"] for name in names])
-    edges = np.histogram_bin_edges(logs, BINS)
+    logs = [arrays[f"{name}:log10"] for name in names if f"{name}:log10" in arrays]
+    edges = np.histogram_bin_edges(np.concatenate([np.zeros(0), *logs]), BINS)
     return {
       "copies": int(arrays["copies"]),
       "networks": [_network(arrays, name, edges) for name in names],
@@ -31,15 +31,20 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _network(arrays: Arrays, name: str, edges: np.ndarray) -> dict[str, Any]:
-  images, mask = arrays[f"{name}:images"], arrays[f"{name}:suspicious"]
-  logs = arrays[f"{name}:log10"]
-  counts = [np.histogram(logs[mask == kind], edges)[0] for kind in (True, False)]
-  return {
+  images = arrays[f"{name}:images"]
+  shown = {
     "label": label(name),
     "count": len(images),
     "classes": len(np.unique(arrays[f"{name}:answers"])),
-    "share": percent(float(mask.mean())),
     "images": [data_uri(image) for image in images[:SHOWN]],
+  }
+  if f"{name}:log10" not in arrays:
+    return shown
+  mask, logs = arrays[f"{name}:suspicious"], arrays[f"{name}:log10"]
+  counts = [np.histogram(logs[mask == kind], edges)[0] for kind in (True, False)]
+  return {
+    **shown,
+    "share": percent(float(mask.mean())),
     "suspicious": [data_uri(image) for image in images[mask][:SHOWN]],
     "histogram": histogram(counts, edges, f"Divergence under shuffling, {label(name)}"),
   }

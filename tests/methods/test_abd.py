@@ -17,7 +17,7 @@ from rkd_jax.evaluation import synthetic
 from rkd_jax.methods import cmi, inversion, kd, ood, retrospection, vaccine, zskt
 from rkd_jax.methods.base import Bound
 from rkd_jax.models.network import Network, Outputs
-from rkd_jax.training import checkpoint, update
+from rkd_jax.training import checkpoint, start, update
 
 TINY = small.NETWORKS["teacher"]
 BASE = zskt.Method(width=2, noise=3, students=2)
@@ -489,12 +489,23 @@ def test_the_report_shows_the_images_that_the_student_saw():
   made = types.SimpleNamespace(program=toy.program, trees=trees, memory=state.memory)
   shown = synthetic.arrays({"seed0/abd/student/poisoned": made})
   variables = toy.program.bind(trees)
-  noise = jax.random.normal(jax.random.key(0), (synthetic.IMAGES, BASE.noise))
-  plain = variables["generator"](noise)
-  guarded = GUARDED.guarded(variables, state.memory)["generator"](noise)
+  noise = jax.random.normal(jax.random.key(0), (synthetic.IMAGES // 8, 8, BASE.noise))
+  less = GUARDED.guarded(variables, state.memory)["generator"]
+  plain, guarded = (jnp.concatenate([g(z) for z in noise]) for g in (variables["generator"], less))
   found = shown["seed0/abd/student/poisoned:images"] / 255
   np.testing.assert_allclose(found, guarded, atol=0.5 / 255 + 1e-6)
   assert float(jnp.abs(plain - guarded).max()) > 0.01
+
+
+def test_the_report_shows_images_where_nothing_can_be_shuffled():
+  seer = Network(lookup.load("models", "vit")(16, 1, 4, 1, 3), (8, 8, 1), (0.5,), (0.25,))
+  given = {"teacher": start.fresh(seer, jax.random.key(0))}
+  toy = small.Small(ood.Method(), networks={**small.NETWORKS, "teacher": seer}, given=given)
+  state, frozen = toy.play(1)
+  trees = {**frozen, **state.roles}
+  made = types.SimpleNamespace(program=toy.program, trees=trees, memory=state.memory)
+  shown = synthetic.arrays({"seed0/ood/student/poisoned": made})
+  assert {name.split(":")[-1] for name in shown} == {"copies", "images", "answers"}
 
 
 # The whole.

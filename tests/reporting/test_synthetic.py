@@ -29,6 +29,14 @@ def test_what_the_page_says_of_a_network(tmp_path):
   assert one["share"].startswith("25")
 
 
+def test_a_teacher_that_cannot_be_shuffled_has_its_images_alone(tmp_path):
+  path = saved(tmp_path)
+  arrays = {k: v for k, v in np.load(path).items() if not k.endswith((":suspicious", ":log10"))}
+  np.savez(path, **arrays)
+  (one,) = synthetic.read(path)["networks"]
+  assert len(one["images"]) == 4 and "histogram" not in one and "share" not in one
+
+
 def test_a_histogram_stacks_the_rest_on_the_suspicious():
   drawn = synthetic.histogram([np.array([1, 0]), np.array([1, 0])], np.array([0.0, 1, 2]), "a & b")
   # two images in the first bin: one from 0 to half of the height, one above; the second is empty
