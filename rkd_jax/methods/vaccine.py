@@ -146,6 +146,23 @@ class Method(datafree.Plugin):
     return terms, dataclasses.replace(aux, state=state, metrics=aux.metrics | metrics)
 
 
+def outcome(method: Method, known: Mapping[str, Any]) -> str:
+  """What became of the vaccine's check, in a sentence.
+
+  Args:
+    known: its state after the phase, as `examined` returns it.
+  """
+  on, tried, ratio = float(known["on"]), int(known["tried"]), float(known["ratio"])
+  if not method.trials:
+    return "The first shuffling was taken, unchecked."
+  if ratio > method.tail and on:
+    return f"Shuffling {tried} passed: {ratio:.1%} of its divergences lie far below the rest."
+  if tried < method.trials:
+    return f"The phase ended before a shuffling had passed ({tried} tried): there was no vaccine."
+  last = "the last was kept" if on else "the vaccine was switched off"
+  return f"None of {tried} shufflings passed ({ratio:.1%} far below the rest): {last}."
+
+
 def turned_away(
   terms: dict[str, Any], mask: jax.Array, price: jax.Array, on: jax.Array
 ) -> dict[str, Any]:

@@ -179,6 +179,7 @@ def test_a_vaccine_is_checked_redrawn_and_switched_on():
   assert float(states[3]["ratio"]) == 0 and float(states[5]["ratio"]) == pytest.approx(1 / 64)
   names = [np.asarray(s["orders"]["conv2/kernel"]).tolist() for s in states]
   assert names[0] == names[2] != names[3] == names[6]
+  assert vaccine.outcome(method, states[-1]).startswith("Shuffling 2 passed: 1.6% of")
 
 
 @pytest.mark.parametrize(("rejected", "on"), [("keep", 1), ("off", 0)])
@@ -188,11 +189,15 @@ def test_a_vaccine_that_never_passes_says_so(rejected, on):
   assert [int(s["tried"]) for s in states] == [0, 1, 2, 2, 2]
   assert [float(s["on"]) for s in states] == [0, 0, on, on, on]
   assert float(states[-1]["ratio"]) == 0
+  said = vaccine.outcome(method, states[-1])
+  assert "None of 2" in said and {"keep": "kept", "off": "switched off"}[rejected] in said
+  assert "before a shuffling had passed (1 tried)" in vaccine.outcome(method, states[1])
 
 
 def test_without_trials_it_is_on_from_the_start():
   states = judged(dataclasses.replace(FIRST, trials=0), [TAIL] * 3)
   assert [float(s["on"]) for s in states] == [1] * 4
+  assert "unchecked" in vaccine.outcome(dataclasses.replace(FIRST, trials=0), states[-1])
   assert int(states[-1]["tried"]) == 0
 
 
