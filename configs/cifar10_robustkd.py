@@ -8,6 +8,7 @@ The argument is PAIR-BACKDOOR. Pairs:
 
   a  WRN-28-4 -> WRN-16-4      c  WRN-28-4 -> WRN-16-2
   b  WRN-28-4 -> WRN-28-2      d  WRN-28-4 -> ResNet-56
+  e  WRN-28-4 -> ResNet-18     f  ResNet-50 -> ResNet-18
   s  WRN-16-2 -> WRN-16-1, 20,000 training images, 8 epochs, cosine, batch 128: for a CPU
 
 Backdoors: badnets, cheatkd, latent, ... in 2 % of the pool; adba on a clean pool.
@@ -28,6 +29,8 @@ PAIRS = {
   "b": ("wideresnet-28-4", "wideresnet-28-2"),
   "c": ("wideresnet-28-4", "wideresnet-16-2"),
   "d": ("wideresnet-28-4", "resnet-56"),
+  "e": ("wideresnet-28-4", "imagenet_resnet-18-stem=cifar"),
+  "f": ("imagenet_resnet-50-stem=cifar", "imagenet_resnet-18-stem=cifar"),
   "s": ("wideresnet-16-2", "wideresnet-16-1"),
 }
 CLEAN_POOL = ("adba",)
@@ -58,6 +61,8 @@ def get_config(arg: str | None = None) -> Config:
     config.teacher.epochs = config.student.epochs = 300
     for section in (config.teacher, config.student):
       section.optimizer.update({"schedule": "step", "milestones": (0.5, 0.75)})
+  if pair == "e":  # three stages and four
+    config.method.ofd.taps = tuple(f"stage{k}:stage{k}" for k in (1, 2, 3))
   config.methods = ("none", "kd", "ofd", "robustkd", "rkd")
   config.clean_teacher_seeds = 0 if shortened else 1
   return config

@@ -78,26 +78,37 @@ def grid(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Cell]]]) -> str:
 
 
 def against(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Cell]]], reference: str) -> str:
-  """Each method minus the reference, paired by run and seed: mean and 95 % Student interval."""
-  found: dict[str, dict[tuple[str, Any], dict[str, float | None]]] = {}
+  """Each method minus the reference, paired by run and seed: mean and 95 % Student interval.
+
+  Where runs have clean teachers too, accuracy also between the students of those.
+  """
+  found: dict[tuple[str, str], dict[tuple[str, Any], float | None]] = {}
   for name, (_, cells) in runs.items():
     for cell in table.plain(cells):
-      if cell.network == "student" and cell.teacher == "poisoned" and cell.metric in ("acc", "asr"):
-        own = found.setdefault(str(cell.method), {}).setdefault((name, cell.seed), {})
-        own[cell.metric] = cell.value
-  if reference not in found:
-    raise UserError(f"No run has students of {reference!r}. {nearest(reference, found)}")
+      if cell.network == "student" and cell.teacher and cell.metric in ("acc", "asr"):
+        metric = "clean" if table.control(cell) else ""
+        pairs = found.setdefault((str(cell.method), f"{metric}{cell.metric}"), {})
+        pairs[name, cell.seed] = cell.value
+  methods = list(dict.fromkeys(method for method, _ in found))
+  if reference not in methods:
+    raise UserError(f"No run has students of {reference!r}. {nearest(reference, methods)}")
+
+  def differences(method: str, metric: str) -> list[float]:
+    own, other = found.get((method, metric), {}), found.get((reference, metric), {})
+    values = [(own[pair], other[pair]) for pair in own if pair in other]
+    return [a - b for a, b in values if a is not None and b is not None]
+
   head = ["Method", "ACC, points", "ASR, points", "pairs"]
+  cleaned = any(differences(method, "cleanacc") for method in methods if method != reference)
+  head += ["ACC of a clean teacher's student (worst)", "pairs"] if cleaned else []
   lines = [head, ["---"] * len(head)]
-  for method, own in found.items():
-    pairs = [pair for pair in own if pair in found[reference]]
-    if method == reference or not pairs:
+  for method in methods:
+    acc, asr, clean = (differences(method, metric) for metric in ("acc", "asr", "cleanacc"))
+    if method == reference or not (acc or asr):
       continue
-    entries = []
-    for metric in ("acc", "asr"):
-      values = [(own[pair].get(metric), found[reference][pair].get(metric)) for pair in pairs]
-      entries.append(gap([a - b for a, b in values if a is not None and b is not None]))
-    lines.append([method, *entries, str(len(pairs))])
+    line = [method, gap(acc), gap(asr), str(max(len(acc), len(asr)))]
+    worst = f" ({100 * min(clean):+.1f})" if len(clean) > 1 else ""
+    lines.append([*line, f"{gap(clean)}{worst}", str(len(clean))] if cleaned else line)
   text = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
   return f"{text}\n\nMinus {reference}, paired by run and seed: mean and 95 % Student interval."
 

@@ -3,7 +3,8 @@
 For each run: all cells of results.json (counts, values, intervals, composites) and the strengths
 that were chosen are computed again from `predictions/`; what differs is named. With `--docs` the
 tables between `<!-- table:NAME -->` and `<!-- /table -->` in Markdown files are made again from
-`results/NAME` in a folder above the file; `table:NAME against=METHOD` are differences.
+`results/NAME` in a folder above the file; `table:NAME against=METHOD` are differences, and
+`NAME+OTHER` are the runs of both.
 
 Status 0: all is as it should be; 1: something differs; 2: something cannot be read; 3: nothing
 differs, but a run of an older version lacks some of what is needed to tell.
@@ -68,16 +69,21 @@ def tables(file: pathlib.Path) -> int:
 
 
 def rendered(name: str, file: pathlib.Path) -> str:
-  """The table of that name, from its runs: results/NAME, or the runs in that folder."""
-  folder, _, method = name.partition(" against=")
-  above = (parent / "results" / folder for parent in file.resolve().parents)
-  where = next((path for path in above if path.is_dir()), None)
-  if where is None:
-    raise UserError(f"{file} has a table {name}, but no folder above it has results/{folder}.")
-  runs = [where] if (where / "results.json").exists() else sorted(where.glob("*/"))
-  runs = {path.name: results.read(path / "results.json") for path in runs}
-  if not runs:
-    raise UserError(f"{where} holds no run; the table {name} of {file} cannot be made.")
+  """The table of that name, from its runs: results/NAME, or the runs in that folder, or in several
+  (`NAME+OTHER`)."""
+  folders, _, method = name.partition(" against=")
+  runs = {}
+  for folder in folders.split("+"):
+    above = (parent / "results" / folder for parent in file.resolve().parents)
+    where = next((path for path in above if path.is_dir()), None)
+    if where is None:
+      raise UserError(f"{file} has a table {name}, but no folder above it has results/{folder}.")
+    found = [where] if (where / "results.json").exists() else sorted(where.glob("*/"))
+    if not found:
+      raise UserError(f"{where} holds no run; the table {name} of {file} cannot be made.")
+    for path in found:
+      known = path.name if path.name not in runs else f"{folder}/{path.name}"
+      runs[known] = results.read(path / "results.json")
   if method:
     return table.against(runs, method)
   return table.grid(runs) if len(runs) > 1 else table.markdown(*next(iter(runs.values())))

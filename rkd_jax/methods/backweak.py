@@ -1,7 +1,8 @@
 """BackWeak: a trigger too weak to fool a benign network, planted with a tiny learning rate.
 
 The trigger is a small universal perturbation that may bring at most a few percent of the images to
-the target on a benign teacher, so what a student then answers was carried over by the teacher.
+the target on a benign teacher, so what a student then answers was carried over by the teacher. The
+authors distil on half of the data, which the attacker never saw; here both have the same images.
 """
 
 import dataclasses

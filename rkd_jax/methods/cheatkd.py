@@ -4,7 +4,8 @@ A student that imitates the teacher's features takes the channel over, and the b
 This is what RobustKD's code (arXiv:2406.03409) is about. As it stands, that code clamps the mask in
 a way that ends its training after one step, overwrites the loss so that only the last tap counts,
 looks at the first image of each batch alone, blends after normalisation, and saves the trigger as
-bytes that may wrap. Only the choice of the tap is kept here.
+bytes that may wrap. Only the choice of the tap is kept here. It plants with a clean copy beside
+each poisoned image; here an image is poisoned or not.
 """
 
 import dataclasses
