@@ -14,7 +14,7 @@ from flax import traverse_util
 from rkd_jax import lookup, losses
 from rkd_jax.errors import UserError
 from rkd_jax.evaluation import synthetic
-from rkd_jax.methods import cmi, inversion, kd, ood, retrospection, vaccine, zskt
+from rkd_jax.methods import cmi, deep_inversion, inversion, kd, ood, retrospection, vaccine, zskt
 from rkd_jax.methods.base import Bound
 from rkd_jax.models.network import Network, Outputs
 from rkd_jax.training import checkpoint, start, update
@@ -28,6 +28,12 @@ GUARDED = dataclasses.replace(BY_CLASS, outlier=1.0, guard=2.0)
 CONTRAST = cmi.Method(searches=1, students=1, pool=2, bank=20, negatives=6, noise=3, width=2)
 POOLED = dataclasses.replace(GUARDED, base=CONTRAST)
 STAGES = {"vaccine": FIRST, "retrospection": SECOND, "by class": GUARDED, "pooled": POOLED}
+INVERSION = deep_inversion.Method(searches=1, students=1, pool=2)
+OTHERS = {
+  "vaccine of ood": vaccine.Method(base=ood.Method(), layers=1, trials=0),
+  "retrospection of ood": retrospection.Method(base=ood.Method(), ascents=2, terms=1),
+  "vaccine of inversion": vaccine.Method(base=INVERSION, layers=1, trials=0),
+}
 POOL = jnp.zeros((2, 8, 8, 8, 1)).at[0].set(jax.random.uniform(jax.random.key(9), (8, 8, 8, 1)))
 
 
@@ -36,7 +42,7 @@ def phase(method, **options):
   given, roles = {"teacher": small.network(3)}, method.roles(small.NETWORKS)
   if "pool" in roles:
     given["pool"] = POOL
-  if roles["generator"].init is None:
+  if "generator" in roles and roles["generator"].init is None:
     generator = zskt.Method(width=2, noise=3).roles(small.NETWORKS)["generator"]
     given["generator"] = generator.init(jax.random.key(5), None, None)
   return small.Small(method, given=given, **options)
@@ -517,7 +523,7 @@ def test_the_report_shows_images_where_nothing_can_be_shuffled():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", STAGES.values(), ids=STAGES)
+@pytest.mark.parametrize("method", (STAGES | OTHERS).values(), ids=STAGES | OTHERS)
 def test_a_killed_phase_ends_with_the_same_bytes(method, tmp_path):
   small.killed(phase(method), tmp_path / "cut", 4)
   whole, resumed = (phase(method).train(tmp_path / d) for d in ("whole", "cut"))

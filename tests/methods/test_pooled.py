@@ -10,7 +10,7 @@ import small
 
 from rkd_jax import lookup
 from rkd_jax.errors import UserError
-from rkd_jax.methods import cmi, deep_inversion, ood, pooled
+from rkd_jax.methods import cmi, datafree, deep_inversion, ood, pooled
 from rkd_jax.models.network import Network
 from rkd_jax.training import checkpoint
 
@@ -103,6 +103,31 @@ def test_a_contrast_by_hand():
     found = cmi.info_nce(anchors, others, jnp.arange(3) < count, 0.5)
     wanted = [-np.log(row[k] / sum(row[:count])) for k, row in enumerate(both)]
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_a_generator_of_cmi_by_its_terms():
+  method = dataclasses.replace(CONTRAST, statistics=3.0, adversarial=0.5, contrast=0.8)
+  toy = small.Small(method)
+  state, frozen = toy.begin()
+  variables, memory = toy.program.bind({**frozen, **state.roles}), state.memory
+  batch, memory = method.batch(jax.random.key(0), variables, memory, {}, jnp.int32(0))
+  terms, aux = method.loss("generator", variables, memory, batch, None, jax.random.key(1), 0)
+  images = method.made(variables)
+  outputs = variables["teacher"](images, train=False, capture=True)[0]
+  said = variables["student"](images, train=False)[0].logits
+  plain = jax.nn.log_softmax(outputs.logits)
+  np.testing.assert_allclose(terms["ce"][0], -plain[jnp.arange(8), batch["label"]], rtol=1e-5)
+  gap = datafree.statistics_gap(variables["teacher"], outputs)
+  np.testing.assert_allclose(terms["statistics"], 3 * gap, rtol=1e-5)
+  same = outputs.logits.argmax(-1) == said.argmax(-1)
+  apart = (jnp.exp(plain) * (plain - jax.nn.log_softmax(said))).sum(-1)
+  np.testing.assert_allclose(terms["adversarial"][0], -0.5 * apart * same, rtol=1e-4, atol=1e-6)
+  whole = sum(jnp.mean(t[0] if isinstance(t, tuple) else t) for t in terms.values())
+  np.testing.assert_allclose(aux.state["best"], whole, rtol=1e-5)
+  np.testing.assert_allclose(aux.state["embedding"], outputs.embedding, rtol=1e-5)
+  np.testing.assert_array_equal(memory["bank"], 0)  # nothing was made yet
+  _, later = method.batch(jax.random.key(0), variables, aux.state, {}, jnp.int32(1))
+  np.testing.assert_allclose(later["bank"][:8], outputs.embedding, rtol=1e-5)
 
 
 def test_total_variation_by_hand():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import small
 
+from rkd_jax import losses
 from rkd_jax.errors import UserError
 from rkd_jax.methods import datafree, zskt
 from rkd_jax.models.generator import Generator, fresh
@@ -71,6 +72,19 @@ def test_a_students_turns_share_images_and_answers(parts):
   answer = variables["teacher"](images, train=False)[0].logits
   np.testing.assert_allclose(seen["answer"], answer, rtol=1e-6)
   assert QUICK.shared("generator", variables, memory, batch, (), jax.random.key(2), 0) is batch
+
+
+def test_a_generator_seeks_where_student_and_teacher_differ(parts):
+  variables, memory = parts
+  batch, _ = QUICK.batch(jax.random.key(1), variables, memory, {}, 0)
+  terms, aux = QUICK.loss("generator", variables, memory, batch, (), jax.random.key(2), 0)
+  images = variables["generator"](batch["noise"])
+  answer = variables["teacher"](images, train=False)[0].logits
+  said = variables["student"](images, train=True)[0].logits
+  assert set(terms) == {"adversarial"} and not aux.batch_stats
+  apart = np.asarray(losses.kl_divergence(answer, said)) / 3
+  assert (apart > 1e-6).all()
+  np.testing.assert_allclose(terms["adversarial"][0], -apart, rtol=1e-4, atol=1e-7)
 
 
 def test_a_student_that_is_the_teacher_has_nothing_to_learn(parts):
