@@ -14,7 +14,7 @@ argument is TRIGGER, before it any of "short-", "cmi-" (CMI of 200 rounds in ZSK
 The published table also has Trojan 3x3 and 8x8, l2_inv and l0_inv, whose pattern files are their
 authors', and clean-label, whose images are attacked first. "short": 20,000 images, 8 epochs, 2,000
 rounds of 64 (CMI: 10 of half the steps), generator of half the width; ZSKT's is told what images
-must be like (balance, statistics).
+must be like (balance, statistics). Signs are 16x16 then, the teacher's epochs 16.
 
   python -m rkd_jax.main --config configs/cifar10_abd.py:badnets_grid --config.data.data_dir=DIR
   python -m rkd_jax.main --config configs/cifar10_abd.py:short-cmi-sig --config.data.data_dir=DIR
@@ -59,13 +59,12 @@ def get_config(arg: str | None = None) -> Config:
     config.student.update({"batch_size": 64, "steps": 2000, "rounds_per_epoch": 100})
     config.clean_teacher_seeds, config.all_labels_control = 0, False
     digits_abd.shorten(config)
+  rounds, published = (1000, 50) if short else (10_000, 600)
   if signs:
-    traffic_signs(config)
-    config.student.steps = min(config.student.steps, 10_000)
-  published = 50 if short else 200 if signs else 600
-  digits_abd.by_class(
-    config, rounds=1000 if short else config.student.steps // 8, published=published
-  )
+    rounds, published = (500, 50) if short else (1250, 200)
+  digits_abd.by_class(config, rounds=rounds, published=published)
+  if signs:
+    traffic_signs(config, short)
   if cmi:
     digits_abd.pooled(config, "cmi")
     config.method.cmi.jitter = not signs
@@ -77,10 +76,15 @@ def get_config(arg: str | None = None) -> Config:
   return config
 
 
-def traffic_signs(config: Config) -> None:
+def traffic_signs(config: Config, short: bool) -> None:
   """GTSRB in CIFAR-10's place, with what the published code has otherwise there."""
   config.data.update({"name": "folder:gtsrb32", "holdout": 0.1, "train": 0.0})
   config.target = 1
   config.teacher.augment.update({"crop": 2, "flip": False})
   config.method.zskt.update({"temperature": 0.5, "attention": 0.0})
   config.method.vaccine.trials = 8
+  config.method.retrospection.searched = 4  # for each of 43 classes
+  if short:
+    config.data.size, config.teacher.epochs = 16, 16
+  else:
+    config.student.steps = 10_000
