@@ -280,6 +280,23 @@ def test_the_hyper_gradient_is_that_of_brute_force(double, terms):
   assert implicit > 1e-4 if terms else implicit == 0
 
 
+def test_the_inner_problem_takes_the_plain_answer_for_a_constant(double):
+  params, images, delta, _ = double
+  phi = retrospection.inner(losses.kl_divergence, Smooth.std, rate=0.1, decay=4.0)
+  logits = lambda p, x: Smooth().apply({"params": p}, x, True)[0].logits  # noqa: E731
+  plain = jax.nn.log_softmax(logits(params, images))
+
+  def objective(p, d):
+    seen = jax.nn.log_softmax(logits(p, images + 0.5 * d))
+    return 4.0 * jnp.square(d).sum() - (jnp.exp(plain) * (plain - seen)).sum(-1).mean()
+
+  by_hand = lambda p, d: d - 0.1 * jax.grad(objective, 1)(p, d)  # noqa: E731
+  ours = lambda p, d: phi(Bound(Smooth(), {"params": p}), images, d)  # noqa: E731
+  for which in (0, 1):
+    found, wanted = (jax.jacobian(f, which)(params, delta) for f in (ours, by_hand))
+    small.close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
 def test_detaching_changes_the_gradient_and_not_the_value(double):
   params, images, delta, marked = double
   values = [psi(params, images, delta, marked, detach) for detach in (True, False)]

@@ -1,6 +1,7 @@
 """CMI, DeepInversion and OOD: rings, the best batch, contrasts, windows; what they refuse."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from rkd_jax import lookup
 from rkd_jax.errors import UserError
 from rkd_jax.methods import cmi, datafree, deep_inversion, ood, pooled
 from rkd_jax.models.network import Network
-from rkd_jax.training import checkpoint
+from rkd_jax.training import checkpoint, update
 
 INVERSION = deep_inversion.Method(searches=2, students=1, pool=2)
 CONTRAST = cmi.Method(searches=1, students=1, pool=2, bank=20, negatives=6, noise=3, width=2)
@@ -174,6 +175,16 @@ def test_bad_input_is_refused():
     cmi.Method(sharpness=0.0)
   with pytest.raises(UserError, match=r"deep_inversion\.pool"):
     deep_inversion.Method(pool=0)
+
+
+@pytest.mark.slow
+def test_every_device_convolves_its_share_of_the_pools_images():
+  toy = small.Small(CONTRAST, devices=4)
+  state, frozen = toy.begin()
+  whole = jax.jit(lambda s, f, x: update.one_round(toy.program, s, f, x))
+  text = whole.lower(state, frozen, toy.stream.source(0)).compile().as_text()
+  batches = {int(n) for n in re.findall(r"= f32\[(\d+),[\d,]+\]\S* convolution\(", text)}
+  assert 2 in batches and 8 not in batches, batches
 
 
 @pytest.mark.slow
