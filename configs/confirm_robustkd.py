@@ -11,7 +11,7 @@ gtsrb are not measured yet.
   labels1                                        1 % labelled
   seeds                                          badnets, teachers of seeds 3-5
   dose0 ... dose64                               so many triggered images, badnets
-  gtsrb                                          traffic signs, 43 classes (an image folder)
+  gtsrb                                          traffic signs, 43 classes, 16x16 (an image folder)
 
   python -m rkd_jax.main --config configs/confirm_robustkd.py:sig --workdir runs/sig
   python -m rkd_jax.main --config configs/confirm_robustkd.py:gtsrb --config.data.data_dir=DIR
@@ -42,6 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
   **{f"dose{k}": {"contamination": k / POOL} for k in (0, 1, 2, 4, 8, 16, 32, 64)},
   "gtsrb": {
     "data.name": "folder:gtsrb32",
+    "data.size": 16,
     "data.holdout": 0.1,
     "student.augment.crop": 2,
     "teacher.augment.crop": 2,
