@@ -25,7 +25,13 @@ READMIT = ("always", "robust", "never")
 class Method(base.Plugin):
   """Re-weighs the base's per-example terms (scalar terms of a whole batch stay as they are).
 
+  Of K classes the teacher's must be among the witness's first max(1, floor(within K)). A witness
+  that knows nothing of a trigger lets that share of triggered images pass at most, however many
+  classes there are. Asked for the first alone, one that is often second or third of many would drop
+  most of the pool.
+
   Attributes:
+    within: share of the classes among which the teacher's must be for the witness, in [0, 1].
     readmit: what may come back that an earlier round dropped: "always" whatever the new witness
       agrees on; "robust" what it also answers so in all of several perturbed views; "never".
     dropped: what is done with the rest: "weigh" (weight 0; still seen by BatchNorm) or "replace"
@@ -35,6 +41,7 @@ class Method(base.Plugin):
     amplitude: of the random blends that they are if the base teaches none.
   """
 
+  within: float = 0.1
   readmit: str = "always"
   dropped: str = "weigh"
   robust_views: int = 8
@@ -46,6 +53,7 @@ class Method(base.Plugin):
       raise UserError(f"agreement.readmit is {self.readmit!r}; choose one of {', '.join(READMIT)}.")
     if self.dropped not in ("weigh", "replace"):
       raise UserError(f"agreement.dropped is {self.dropped!r}; choose weigh or replace.")
+    check_range("agreement.within", self.within, 0, 1)
     check_range("agreement.robust_views", self.robust_views, 1, 1000)
     check_range("agreement.amplitude", self.amplitude, 0, 1)
 
@@ -74,7 +82,7 @@ class Method(base.Plugin):
     logits = self.taught(variables, images).logits
     assert logits is not None, "a teacher without a head"
     answer = logits.argmax(-1)
-    agree = self._witness(variables, images) == answer
+    agree = self._agrees(variables, images, answer)
     before = variables["kept"].at[index].get(mode="fill", fill_value=False)
     if self.readmit == "never":
       agree &= before
@@ -83,8 +91,11 @@ class Method(base.Plugin):
     keep = state["keep"].at[index].set(agree | (batch["label"] >= 0), mode="drop")
     return {**super().survey(key, variables, state, batch), "keep": keep}
 
-  def _witness(self, variables, images):
-    return variables["witness"](images, train=False)[0].logits.argmax(-1)
+  def _agrees(self, variables, images, answer):
+    """bool[B]: the answer is among the witness's first."""
+    logits = variables["witness"](images, train=False)[0].logits
+    first = jax.lax.top_k(logits, max(1, int(self.within * logits.shape[-1])))[1]
+    return (first == answer[:, None]).any(-1)
 
   def _robust(self, key, variables, images, answer):
     """bool[B]: the witness gives this answer to every one of several perturbed views."""
@@ -92,7 +103,7 @@ class Method(base.Plugin):
     for one in jax.random.split(self.own(key), self.robust_views):
       seen = self.base.perturbed(one, images)
       seen = views.random_blend(one, images, self.amplitude) if seen is None else seen
-      agree &= self._witness(variables, seen) == answer
+      agree &= self._agrees(variables, seen, answer)
     return agree
 
   def batch(self, key, variables, state, batch, step):

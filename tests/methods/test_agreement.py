@@ -100,6 +100,13 @@ def test_who_is_kept(asked, readmit, expected):
   assert surveyed(method, WITNESS, TEACHER, LABELS, BEFORE, SHAKY) == expected
 
 
+@pytest.mark.parametrize(("within", "expected"), [(0.0, F), (0.1, F), (0.5, F), (0.7, T), (1.0, T)])
+def test_the_teachers_answer_is_among_the_witnesss_first(within, expected):
+  """Of three classes one is asked for, two from within = 2/3 on: 2's witness says 2, then 0."""
+  found = surveyed(plugin(within=within), WITNESS, [0, 1, 0, 1, 1, 0], LABELS, BEFORE)
+  assert found == [T, T, expected, T, T, T]
+
+
 def blends(**fields):
   return consistency.Method(base=kd.Method(), **fields)
 
@@ -269,7 +276,14 @@ def test_the_whole_phase_delivers_student_and_keep():
 
 
 @pytest.mark.parametrize(
-  "wrong", [{"readmit": "sometimes"}, {"dropped": "x"}, {"amplitude": 2}, {"robust_views": 0}]
+  "wrong",
+  [
+    {"readmit": "sometimes"},
+    {"dropped": "x"},
+    {"amplitude": 2},
+    {"robust_views": 0},
+    {"within": 2},
+  ],
 )
 def test_wrong_fields_are_named(wrong):
   with pytest.raises(UserError, match=f"agreement.{next(iter(wrong))}"):
