@@ -22,6 +22,7 @@ from rkd_jax.training.optimizer import Optimizer
 RKD = {
   "name": "agreement",
   "rounds": 2,
+  "within": 0.1,
   "readmit": "robust",
   "base": {"name": "consistency", "amplitude": (0.0, 0.25, 0.5), "base": "kd"},
 }
