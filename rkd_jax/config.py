@@ -23,6 +23,7 @@ RKD = {
   "name": "agreement",
   "rounds": 2,
   "within": 0.1,
+  "wavering": 0.1,
   "readmit": "robust",
   "base": {"name": "consistency", "amplitude": (0.0, 0.25, 0.5), "base": "kd"},
 }

@@ -29,6 +29,9 @@ def none(setup: Setup) -> Phases:
 def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
   """A witness from the labelled part, then rounds of agreement, each student the next witness.
 
+  `within` is for the first witness; those that the teacher taught are asked for the first class
+  alone.
+
   Args:
     rounds: how many, >= 1; the last one's student is the run's.
   """
@@ -36,10 +39,10 @@ def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
     raise UserError(f"agreement.rounds is {rounds}; it must be at least 1.")
   spec = {"name": "agreement", **fields}
   phases, given = groundwork(setup, spec)
-  method = make_method(spec)
   last = phases["witness"] = setup.alone()
   for number in range(1, rounds + 1):
     given["witness"] = last["student"]
+    method = make_method(spec if number == 1 else {**spec, "within": 0.0})
     # The last round's random numbers are those of every method's student: a paired comparison.
     name = "student" if number == rounds else f"round{number}"
     last = phases[name] = setup.student(name, method, given)

@@ -70,6 +70,8 @@ def test_a_method_without_a_recipe_is_one_phase_on_the_pool():
 
 def test_agreements_rounds():
   made = phases(method__agreement__rounds=3)
+  within = [made[name].method.within for name in ("round1", "round2", "student")]
+  assert within == [0.1, 0.0, 0.0]  # a student of the teacher may say the trigger's class second
   assert list(made) == ["witness", "round1", "round2", "student"]
   assert made["witness"] == phases("none")["student"]  # trained once for both
   given = {name: dict(made[name].given) for name in made}

@@ -25,10 +25,10 @@ READMIT = ("always", "robust", "never")
 class Method(base.Plugin):
   """Re-weighs the base's per-example terms (scalar terms of a whole batch stay as they are).
 
-  Of K classes the teacher's must be among the witness's first max(1, floor(within K)). A witness
-  that knows nothing of a trigger lets that share of triggered images pass at most, however many
-  classes there are. Asked for the first alone, one that is often second or third of many would drop
-  most of the pool.
+  Of K classes the teacher's must be among the max(1, floor(within K)) that the witness finds
+  likeliest. One that learned from few labels and never met the teacher often says the right class
+  second or third of many, and knows of no trigger: it lets that share of triggered images pass at
+  most. For a student of the teacher the trigger's class may be the second: ask it with within = 0.
 
   Attributes:
     within: share of the classes among which the teacher's must be for the witness, in [0, 1].
@@ -39,6 +39,7 @@ class Method(base.Plugin):
     robust_views: how many views "robust" asks about, >= 1, perturbed as the base teaches it: of
       more than it was taught a witness is not sure.
     amplitude: of the random blends that they are if the base teaches none.
+    wavering: `within` for these views, in [0, 1].
   """
 
   within: float = 0.1
@@ -46,6 +47,7 @@ class Method(base.Plugin):
   dropped: str = "weigh"
   robust_views: int = 8
   amplitude: float = 0.5
+  wavering: float = 0.1
   adds: ClassVar = {"keep": "keep"}
 
   def __post_init__(self):
@@ -54,6 +56,7 @@ class Method(base.Plugin):
     if self.dropped not in ("weigh", "replace"):
       raise UserError(f"agreement.dropped is {self.dropped!r}; choose weigh or replace.")
     check_range("agreement.within", self.within, 0, 1)
+    check_range("agreement.wavering", self.wavering, 0, 1)
     check_range("agreement.robust_views", self.robust_views, 1, 1000)
     check_range("agreement.amplitude", self.amplitude, 0, 1)
 
@@ -82,7 +85,7 @@ class Method(base.Plugin):
     logits = self.taught(variables, images).logits
     assert logits is not None, "a teacher without a head"
     answer = logits.argmax(-1)
-    agree = self._agrees(variables, images, answer)
+    agree = self._agrees(variables, images, answer, self.within)
     before = variables["kept"].at[index].get(mode="fill", fill_value=False)
     if self.readmit == "never":
       agree &= before
@@ -91,19 +94,19 @@ class Method(base.Plugin):
     keep = state["keep"].at[index].set(agree | (batch["label"] >= 0), mode="drop")
     return {**super().survey(key, variables, state, batch), "keep": keep}
 
-  def _agrees(self, variables, images, answer):
-    """bool[B]: the answer is among the witness's first."""
+  def _agrees(self, variables, images, answer, within):
+    """bool[B]: the answer is among this share of the classes, the witness's likeliest."""
     logits = variables["witness"](images, train=False)[0].logits
-    first = jax.lax.top_k(logits, max(1, int(self.within * logits.shape[-1])))[1]
+    first = jax.lax.top_k(logits, max(1, int(within * logits.shape[-1])))[1]
     return (first == answer[:, None]).any(-1)
 
   def _robust(self, key, variables, images, answer):
-    """bool[B]: the witness gives this answer to every one of several perturbed views."""
+    """bool[B]: the answer is among the witness's likeliest in every one of several views."""
     agree = jnp.ones(answer.shape, bool)
     for one in jax.random.split(self.own(key), self.robust_views):
       seen = self.base.perturbed(one, images)
       seen = views.random_blend(one, images, self.amplitude) if seen is None else seen
-      agree &= self._agrees(variables, seen, answer)
+      agree &= self._agrees(variables, seen, answer, self.wavering)
     return agree
 
   def batch(self, key, variables, state, batch, step):
