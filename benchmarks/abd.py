@@ -1,20 +1,26 @@
-"""Why ABD's search misses a trigger: what docs/abd.md says of one teacher and its generator.
+r"""Why ABD's search misses a trigger: what docs/abd.md says of one teacher and its generator.
 
   PYTHONPATH=. python benchmarks/abd.py --trigger badnets --seed 0 --workdir runs/badnets
+  PYTHONPATH=. python benchmarks/abd.py --config cifar10_abd --trigger short-gtsrb-trojan_wm \
+    --data-dir DIR --workdir runs/short-gtsrb-trojan_wm
 
-Trains (or finds in the workdir) the teacher and the undefended ZSKT student of
-`configs/digits_abd.py`, and looks at them with the trigger known:
+Trains (or finds in the workdir) the teacher and the undefended ZSKT student of the config, and
+looks at them with the trigger known:
 
   shuffled   how many triggered images, images of the target class, and others keep their class
              when the last 1 to 5 convolutions read their inputs in another order; of three draws
   place      mean pixel of synthetic images where the trigger is, by the teacher's class
   universal  what the published search adds there, in standard deviations, and elsewhere
   classes    l_1 norm of the perturbation into each class, and how often it works
+  found      where the workdir holds `abd`'s student: the same of its own search, the l_1 norm of
+             the trigger itself, its cosine with what was found for the target, and how many
+             images of other classes follow either
 
 Writes `<out>/<trigger>-seed<n>.json`.
 """
 
 import argparse
+import importlib
 import pathlib
 from typing import Any
 
@@ -24,7 +30,6 @@ import measure
 import numpy as np
 import optax
 
-from configs import digits_abd
 from rkd_jax import config as configs
 from rkd_jax import experiment, recipes
 from rkd_jax.methods import inversion, retrospection, vaccine
@@ -77,16 +82,38 @@ def by_class(teacher: Any, images: jax.Array, labels: jax.Array, method: Any) ->
   return {"sizes": sizes.tolist(), "rates": rates.tolist(), "suspected": int(who)}
 
 
+def found(
+  networks: Any, memory: Any, clean: jax.Array, triggered: jax.Array, target: int
+) -> dict[str, Any]:
+  """What a finished search by class found, beside the trigger; images of other classes than it."""
+  teacher, deltas = networks["teacher"], networks[retrospection.SEEKER]
+  moved = retrospection.moved(teacher.module.std, clean, deltas[target])
+  trigger = (triggered - clean) / jnp.asarray(teacher.module.std)
+  mean, own = trigger.mean(0).ravel(), deltas[target].ravel()
+  asked = jax.jit(lambda x: (teacher(x, train=False)[0].logits.argmax(-1) == target).mean())
+  return {
+    "sizes": retrospection.lengths(deltas).tolist(),
+    "rates": inversion.rates_of(memory).tolist(),
+    "trigger_size": float(jnp.abs(trigger).sum((1, 2, 3)).mean()),
+    "cosine": float(mean @ own / jnp.linalg.norm(mean) / jnp.linalg.norm(own)),
+    "follow_found": float(asked(jnp.clip(moved, 0, 1))),
+    "follow_trigger": float(asked(triggered)),
+  }
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--trigger", default="badnets", choices=digits_abd.TRIGGERS)
+  parser.add_argument("--config", default="digits_abd", choices=("digits_abd", "cifar10_abd"))
+  parser.add_argument("--trigger", default="badnets", help="the config's argument")
+  parser.add_argument("--data-dir", default="")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/inside_abd"))
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/inside_abd"))
   options = parser.parse_args()
-  config = digits_abd.get_config(options.trigger)
+  config = importlib.import_module(f"configs.{options.config}").get_config(options.trigger)
+  config.data.data_dir = options.data_dir
   configs.normalise(config)
   dataset = experiment.load(config, Reporter(quiet=True))
   runner = Runner(config, dataset, options.workdir, Reporter(), StopSignal())
@@ -126,11 +153,15 @@ def main() -> None:
     },
     "classes": by_class(teacher, images, labels, second),
   }  # fmt: skip
+  if (runner.directory(phases["abd"]["student"]) / "done.json").exists():
+    end = runner.finish(phases["abd"]["student"])
+    real = clean[others], triggered[others], config.target
+    report["found"] = found(end.program.bind(end.trees), end.memory, *real)
   path = options.out / f"{options.trigger}-seed{options.seed}.json"
   path.parent.mkdir(parents=True, exist_ok=True)
   write_json(path, report)
-  for key in ("shuffled", "place", "universal", "classes"):
-    print(key, report[key])
+  for key in ("shuffled", "place", "universal", "classes", "found"):
+    print(key, report.get(key))
 
 
 if __name__ == "__main__":
