@@ -17,14 +17,11 @@ from rkd_jax.errors import UserError, check_range, nearest
 from rkd_jax.phases import Config
 from rkd_jax.training.optimizer import Optimizer
 
-# Our own recipe: a composition, no class of its own (docs/robustkd.md says why). What was
-# dropped comes back only if the next witness answers so under the same blends too.
+# Our own recipe: a composition, no class of its own (docs/robustkd.md says why).
 RKD = {
   "name": "agreement",
   "rounds": 2,
   "within": 0.1,
-  "wavering": 0.1,
-  "readmit": "robust",
   "base": {"name": "consistency", "amplitude": (0.0, 0.25, 0.5), "base": "kd"},
 }
 DTYPES = ("float32", "bfloat16")  # of the computation

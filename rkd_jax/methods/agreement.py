@@ -40,7 +40,6 @@ class Method(base.Plugin):
       more than it was taught a witness is not sure.
     amplitude: of the random blends that they are if the base teaches none. Stronger ones cost clean
       images and let no fewer triggered ones back (results/ablation_readmission).
-    wavering: `within` for these views, in [0, 1].
   """
 
   within: float = 0.1
@@ -48,7 +47,6 @@ class Method(base.Plugin):
   dropped: str = "weigh"
   robust_views: int = 8
   amplitude: float = 0.1
-  wavering: float = 0.1
   adds: ClassVar = {"keep": "keep"}
 
   def __post_init__(self):
@@ -57,7 +55,6 @@ class Method(base.Plugin):
     if self.dropped not in ("weigh", "replace"):
       raise UserError(f"agreement.dropped is {self.dropped!r}; choose weigh or replace.")
     check_range("agreement.within", self.within, 0, 1)
-    check_range("agreement.wavering", self.wavering, 0, 1)
     check_range("agreement.robust_views", self.robust_views, 1, 1000)
     check_range("agreement.amplitude", self.amplitude, 0, 1)
 
@@ -86,7 +83,7 @@ class Method(base.Plugin):
     logits = self.taught(variables, images).logits
     assert logits is not None, "a teacher without a head"
     answer = logits.argmax(-1)
-    agree = self._agrees(variables, images, answer, self.within)
+    agree = self._agrees(variables, images, answer)
     before = variables["kept"].at[index].get(mode="fill", fill_value=False)
     if self.readmit == "never":
       agree &= before
@@ -95,10 +92,10 @@ class Method(base.Plugin):
     keep = state["keep"].at[index].set(agree | (batch["label"] >= 0), mode="drop")
     return {**super().survey(key, variables, state, batch), "keep": keep}
 
-  def _agrees(self, variables, images, answer, within):
-    """bool[B]: the answer is among this share of the classes, the witness's likeliest."""
+  def _agrees(self, variables, images, answer):
+    """bool[B]: the answer is among the witness's likeliest."""
     logits = variables["witness"](images, train=False)[0].logits
-    first = jax.lax.top_k(logits, max(1, int(within * logits.shape[-1])))[1]
+    first = jax.lax.top_k(logits, max(1, int(self.within * logits.shape[-1])))[1]
     return (first == answer[:, None]).any(-1)
 
   def _robust(self, key, variables, images, answer):
@@ -107,7 +104,7 @@ class Method(base.Plugin):
     for one in jax.random.split(self.own(key), self.robust_views):
       seen = self.base.perturbed(one, images)
       seen = views.random_blend(one, images, self.amplitude) if seen is None else seen
-      agree &= self._agrees(variables, seen, answer, self.wavering)
+      agree &= self._agrees(variables, seen, answer)
     return agree
 
   def batch(self, key, variables, state, batch, step):

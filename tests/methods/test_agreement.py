@@ -107,14 +107,6 @@ def test_the_teachers_answer_is_among_the_witnesss_first(within, expected):
   assert found == [T, T, expected, T, T, T]
 
 
-@pytest.mark.parametrize(("wavering", "expected"), [(0.0, F), (0.1, F), (0.7, T)])
-def test_under_a_view_the_answer_may_waver(asked, wavering, expected):
-  """Under a blend 0 and 4 are said to be of class 2, then of 0: for 0's teacher the second."""
-  method = plugin(readmit="robust", within=0.0, wavering=wavering)
-  found = surveyed(method, WITNESS, TEACHER, LABELS, [F] * 6, SHAKY)
-  assert found == [expected, T, F, T, F, T]
-
-
 def blends(**fields):
   return consistency.Method(base=kd.Method(), **fields)
 
@@ -291,7 +283,6 @@ def test_the_whole_phase_delivers_student_and_keep():
     {"amplitude": 2},
     {"robust_views": 0},
     {"within": 2},
-    {"wavering": -1},
   ],
 )
 def test_wrong_fields_are_named(wrong):
