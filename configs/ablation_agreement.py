@@ -1,4 +1,4 @@
-r"""Which details of agreement matter? Readmission, BatchNorm's view of the dropped, consistency.
+"""Which details of agreement matter? Readmission, BatchNorm's view of the dropped, consistency.
 
 The quickstart's story (digits, 5 % labelled, 2 % contaminated, BadNets; teachers of seeds 0-2) with
 
@@ -11,11 +11,10 @@ The quickstart's story (digits, 5 % labelled, 2 % contaminated, BadNets; teacher
   agreement_consistency  the filter around random blends
 
   python -m rkd_jax.main --config configs/ablation_agreement.py
-  python -m rkd_jax.main --config configs/ablation_agreement.py --config.backdoor=blended \
-    --config.methods=none,kd,agreement,agreement_robust,agreement_robust50,agreement_never
 
 16 minutes on two CPU cores with other work beside it. Results: results/ablation_agreement/ (where
-agreement_robust is what agreement_robust50 is now), results/ablation_readmission/.
+agreement_robust is what agreement_robust50 is now); readmission of a blended trigger,
+results/ablation_readmission/ (docs/reproduce.md has the commands).
 """
 
 from configs import quickstart

@@ -39,7 +39,7 @@ class Method(base.Plugin):
     robust_views: how many views "robust" asks about, >= 1, perturbed as the base teaches it: of
       more than it was taught a witness is not sure.
     amplitude: of the random blends that they are if the base teaches none. Stronger ones cost clean
-      images and let no fewer triggered ones back (results/ablation_readmission).
+      images and let no fewer triggered ones back (docs/robustkd.md#what-comes-back).
   """
 
   within: float = 0.1
