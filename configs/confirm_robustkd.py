@@ -1,9 +1,9 @@
 """What is frozen on `ablation_robustkd`, to be confirmed once: other attacks, plans, labels, data.
 
-Digits as in the quickstart; teachers of seeds 0-2 unless said. Nothing was chosen on these, but for
-`agreement.within`, which the hold-out of gtsrb's seed 0 asked for (of ten classes it does nothing).
-Results: docs/robustkd.md; ten to thirty minutes of a core each, backweak an hour. backweak0 and
-gtsrb are not measured yet.
+Digits as in the quickstart; teachers of seeds 0-2 unless said. Nothing was chosen on these, but on
+gtsrb's seed 0: `agreement.within`, and that the next witness is asked about the image alone.
+Results: docs/robustkd.md; ten to thirty minutes of a core each, backweak and gtsrb an hour.
+backweak0 is not measured yet.
 
   patch5 sig trojan_wm cheatkd latent backweak   other triggers, 2 % of the pool
   cheatkd0 latent0 backweak0                     the same on a clean pool

@@ -48,10 +48,12 @@ def test_a_changed_digit_of_a_run(project, capsys):
   path = project / "results" / "quickstart" / "results.json"
   text = path.read_text()
   count = re.search(r'"count": (4\d\d)', text)
-  path.write_text(text[: count.start(1)] + "493" + text[count.end(1) :])
+  wrong = int(count[1]) - 1
+  path.write_text(text[: count.start(1)] + str(wrong) + text[count.end(1) :])
   status, out, _ = call(capsys, path.parent)
   assert status == verify.DIFFERS
-  assert re.search(r"differs: teacher poisoned teacher, seed 0, acc: count is 493 there, 497", out)
+  said = f"differs: teacher poisoned teacher, seed 0, acc: count is {wrong} there, {count[1]}"
+  assert said in out
 
 
 @pytest.mark.parametrize("name", NAMES)
