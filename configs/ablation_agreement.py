@@ -26,8 +26,7 @@ def get_config(arg: str | None = None) -> Config:
   config = quickstart.get_config(arg)
   config.unlock()
   config.method.agreement_robust = {"name": "agreement", "readmit": "robust"}
-  fields = {"readmit": "robust", "amplitude": 0.5}
-  config.method.agreement_robust50 = {"name": "agreement", **fields}
+  config.method.agreement_robust50 = {"name": "agreement", "readmit": "robust", "amplitude": 0.5}
   config.method.agreement_never = {"name": "agreement", "readmit": "never"}
   config.method.agreement_replace = {"name": "agreement", "dropped": "replace"}
   config.method.agreement_consistency = {"name": "agreement", "base": "consistency"}

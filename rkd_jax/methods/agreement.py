@@ -27,8 +27,8 @@ class Method(base.Plugin):
 
   Of K classes the teacher's must be among the max(1, floor(within K)) that the witness finds
   likeliest. One that learned from few labels and never met the teacher often says the right class
-  second or third of many, and knows of no trigger: it lets that share of triggered images pass at
-  most. For a student of the teacher the trigger's class may be the second: ask it with within = 0.
+  second or third of many, and knows of no trigger: it lets about that share of triggered images
+  pass. For a student of the teacher the trigger's class may be the second: ask it with within = 0.
 
   Attributes:
     within: share of the classes among which the teacher's must be for the witness, in [0, 1].
