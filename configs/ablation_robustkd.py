@@ -81,9 +81,14 @@ PARTS: dict[str, dict[str, Any]] = {
   "occlusion": {"name": "consistency", "view": "occlusion", "amplitude": SHARES},
   "warp": {"name": "consistency", "view": "warp", "pixels": (0.0, 1.0, 2.0)},
   "universal": {"name": "consistency", "view": "universal", "radius": (0.0, 0.1, 0.3)},
+  "blend_ofd": {"name": "consistency", "amplitude": SHARES, "base": "ofd"},  # beside variance_views
   # agreement
   "agreement": {"name": "agreement"},
   "agreement_ofd": {"name": "agreement", "base": "ofd"},
+  "agreement_views": {
+    "name": "agreement",
+    "base": {"name": "ofd", "variance": "views", "variance_weight": VARIANCE_WEIGHTS},
+  },
   # repairs of the teacher, then KD
   "finetune": {"name": "finetune"},
   "ft_sam": {"name": "ft_sam"},
