@@ -62,9 +62,8 @@ def get_config(arg: str | None = None) -> Config:
   rounds, published = (1000, 50) if short else (10_000, 600)
   if signs:
     rounds, published = (500, 50) if short else (1250, 200)
-  digits_abd.by_class(config, rounds=rounds, published=published)
-  if signs:
     traffic_signs(config, short)
+  digits_abd.by_class(config, rounds, published, classes=43 if signs else 10)
   if cmi:
     digits_abd.pooled(config, "cmi")
     config.method.cmi.jitter = not signs

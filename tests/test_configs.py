@@ -1,5 +1,7 @@
 """Every setting of every config is one that can run, and is what its docstring calls it."""
 
+import chex
+import jax
 import pytest
 
 from configs import (
@@ -15,6 +17,7 @@ from rkd_jax import config as configs
 from rkd_jax import recipes, selection
 from rkd_jax.data.sources import load
 from rkd_jax.errors import UserError
+from rkd_jax.methods import zskt
 from rkd_jax.setup import Setup
 
 SETTINGS = [
@@ -67,6 +70,40 @@ def test_the_settings_differ_as_they_say():
   short, whole = (cifar10_abd.get_config(a) for a in ("short-blended", "blended"))
   assert short.student.steps < whole.student.steps == 80_000 and short.backdoor == "blended"
   assert cifar10_robustkd.get_config("d-latent").student.network == "resnet-56"
+
+
+@pytest.mark.parametrize("argument", ["badnets", "short-trojan_wm", "short-gtsrb-trojan_wm"])
+def test_abd_as_published_has_the_published_share_of_the_divergence(argument):
+  """Shortened, ZSKT counts in nats; around ABD as published it is the same method divided by T^2 K,
+  so that what the vaccine and retrospection add weighs beside it what it weighs there."""
+  module = cifar10_abd if argument.startswith("short") else digits_abd
+  config, classes = module.get_config(argument), 43 if "gtsrb" in argument else 10
+  base, shortened = config.method.abd_published.base.to_dict(), config.method.zskt.to_dict()
+  own, other = (zskt.Method(**{k: v for k, v in spec.items() if k != "name"})
+                for spec in (base, shortened))  # fmt: skip
+  key = jax.random.key(0)
+  teacher, student = (jax.random.normal(k, (4, classes)) for k in jax.random.split(key))
+  less = classes * shortened["temperature"] ** 2
+  chex.assert_trees_all_close(
+    own.divergence(teacher, student) * less, other.divergence(teacher, student), rtol=1e-5
+  )
+  for name in ("attention", "balance", "statistics"):
+    assert base[name] * less == pytest.approx(shortened[name])
+  assert config.method.vaccine.reduction == "mean" and config.method.vaccine.penalty == 0.1
+
+
+def test_abd_as_published_around_cmi_lets_the_plain_answer_have_its_gradient():
+  literal = digits_abd.get_config("cmi-badnets").method.abd_published
+  assert literal.base == "cmi" and not literal.retrospection.detach
+  assert literal.retrospection.search_decay == 0 and literal.retrospection.decay == 0.001
+
+
+def test_traffic_signs_have_what_the_published_code_has_there():
+  config = cifar10_abd.get_config("gtsrb-sig")
+  assert config.target == 1 and config.method.vaccine.trials == 8
+  assert config.method.zskt.temperature == 0.5 and config.method.zskt.attention == 0
+  assert config.teacher.poison == 0.025 and config.student.steps == 10_000
+  assert cifar10_abd.get_config("cmi-badnets").method.cmi.statistics == 13
 
 
 @pytest.mark.parametrize(
