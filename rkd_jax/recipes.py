@@ -9,7 +9,7 @@ say), whatever wraps it.
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rkd_jax import lookup
@@ -203,10 +203,14 @@ def names() -> list[str]:
   return sorted({*RECIPES, *lookup.names("methods")})
 
 
+def is_method(name: str) -> bool:
+  """Whether there is a method of the name, and not a recipe alone."""
+  return "." in name or name in lookup.names("methods")
+
+
 def is_plugin(name: str) -> bool:
   """Whether the method wraps another; one that is not there is none."""
-  known = "." in name or name in lookup.names("methods")
-  return known and issubclass(lookup.load("methods", name), Plugin)
+  return is_method(name) and issubclass(lookup.load("methods", name), Plugin)
 
 
 def nested(name: str) -> dict[str, str]:
@@ -215,8 +219,7 @@ def nested(name: str) -> dict[str, str]:
   if name in RECIPES:
     parameters = inspect.signature(RECIPES[name]).parameters.values()
     found = {p.name: p.default for p in parameters if isinstance(p.default, str)}
-  own = "." in name or name in lookup.names("methods")
-  return {**found, **(lookup.load("methods", name).nested if own else {})}
+  return {**found, **(lookup.load("methods", name).nested if is_method(name) else {})}
 
 
 def fields(name: str) -> dict[str, Any]:
@@ -225,7 +228,7 @@ def fields(name: str) -> dict[str, Any]:
   if name in RECIPES:
     parameters = inspect.signature(RECIPES[name]).parameters.values()
     found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-  if "." in name or name in lookup.names("methods"):
+  if is_method(name):
     own = [f for f in dataclasses.fields(lookup.load("methods", name)) if f.init]
     own = [f for f in own if f.name != "target"]  # an attack's is `config.target`
     found |= {f.name: f.default for f in own if f.default is not dataclasses.MISSING}
@@ -276,7 +279,7 @@ def resolved(config: Config, spec: Spec, above: tuple[str, ...] = ()) -> Spec:
       f"{above[-1]!r} cannot wrap {name!r}, which is several phases; let {name!r} be the outer one."
     )
   spec = {field: single_number(value) for field, value in spec.items()}
-  if "." in name or name in lookup.names("methods"):
+  if is_method(name):
     spec = lookup.load("methods", name).complete(spec)
   for field, default in nested(name).items():
     inner = spec.get(field) or default
@@ -293,6 +296,26 @@ def single_number(value: Any) -> Any:
 
 
 def innermost(spec: Spec) -> Spec | None:
-  """The undefended method that a plug-in is compared with; None where nothing is wrapped."""
+  """The method that all plug-ins are around; None where nothing is wrapped."""
   base = spec.get("base")
   return (innermost(base) or base) if base else None
+
+
+def undefended(specs: Mapping[str, Spec], spec: Spec) -> str | None:
+  """The label of the method that a student is compared with, to tell what its defence does.
+
+  It is the method inside all plug-ins, without what would be a defence in itself (a term on
+  variance); for others their namesake, else kd. None where that is not among the specs.
+  """
+  if inner := innermost(spec):
+    own = lookup.load("methods", inner["name"]).plain if is_method(inner["name"]) else {}
+    return same(specs, {**inner, **own})
+  return same(specs, spec) or same(specs, {"name": "kd"}) if spec["name"] != "kd" else None
+
+
+def same(specs: Mapping[str, Spec], spec: Spec) -> str | None:
+  """The label of another entry that is this method, or else of the method as the config has it."""
+  equal = [label for label, other in specs.items() if other == spec and other is not spec]
+  bare = specs.get(spec["name"])
+  named = [spec["name"]] if bare and bare["name"] == spec["name"] and bare is not spec else []
+  return next(iter([*equal, *named]), None)

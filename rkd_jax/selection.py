@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from rkd_jax import recipes
+from rkd_jax import lookup, recipes
 from rkd_jax.errors import UserError
-from rkd_jax.setup import Spec
+from rkd_jax.setup import Spec, make_method
 
 POINT = 0.01  # of accuracy that a strength may cost
 SMALLEST = 100  # hold-out images: with fewer, one image is more than a point
@@ -54,7 +54,9 @@ def _strengths(spec: Spec, above: Path) -> Iterator[tuple[Path, tuple[float, ...
   defaults = recipes.fields(spec["name"])
   for field, value in spec.items():
     if isinstance(value, tuple | list) and not isinstance(defaults.get(field), tuple | list):
-      yield (*above, field), _grid(f"{spec['name']}.{field}", defaults.get(field), value)
+      grid = _grid(f"{spec['name']}.{field}", defaults.get(field), value)
+      _check_zero(spec, field, value)
+      yield (*above, field), grid
 
 
 def _grid(name: str, default: Any, values: Any) -> tuple[float, ...]:
@@ -65,7 +67,26 @@ def _grid(name: str, default: Any, values: Any) -> tuple[float, ...]:
       "numbers >= 0, as (0.0, 0.1)."
     )
   kind = type(default)
+  if not all(kind(v) == v for v in values):
+    raise UserError(f"{name} is {values}; it takes whole numbers.")
   return tuple(sorted({kind(0), *map(kind, values)}))
+
+
+def _check_zero(spec: Spec, field: str, values: Any) -> None:
+  """Raises a `UserError` where a strength cannot be 0, with which all others are compared."""
+  part = lookup.load("methods", spec["name"]) if recipes.is_method(spec["name"]) else None
+  known = {"name", *(f.name for f in dataclasses.fields(part))} if part else set()
+  if field not in known:  # a recipe's own
+    return
+  fixed = {key: value for key, value in recipes.without_grids(spec).items() if key in known}
+  make_method(fixed)
+  try:
+    make_method({**fixed, field: 0})
+  except UserError as error:
+    raise UserError(
+      f"{spec['name']}.{field} is {values}. Several numbers are a grid of strengths, and each is "
+      f"compared with strength 0, which this field cannot have: {error} Give it one number."
+    ) from error
 
 
 def with_values(spec: Spec, values: Mapping[Path, float]) -> Spec:

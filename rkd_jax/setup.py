@@ -17,6 +17,7 @@ from rkd_jax.methods.attack import Attack
 from rkd_jax.methods.base import Method
 from rkd_jax.networks import Networks
 from rkd_jax.phases import Config, Delivery, Phase, source_of
+from rkd_jax.training.optimizer import Optimizer
 
 Spec = dict[str, Any]  # {"name": ..., field: value, "base": Spec}
 # a section's keys that stand elsewhere in the settings
@@ -90,8 +91,16 @@ class Setup:
       "labels": config.labels if part not in ("poisoned", "clean", "nothing") else None,
       "poison": self.poison(part),
     }
+    for role in roles.values():
+      if role.player:  # what a method asks of its optimisers is checked before anything is trained
+        Optimizer(**{**optimizer, **(role.optimizer or {})})
     # whoever learns from labels alone has no place for a teacher
     offered = {r: d for r, d in (deliveries or {}).items() if r in roles or r != "teacher"}
+    if lacking := [r for r, role in roles.items() if role.given and r not in offered]:
+      raise UserError(
+        f"{method.name} begins with what an earlier phase made ({', '.join(lacking)}), and here "
+        "none comes before it. It is a stage of a recipe: name that, as 'abd' for 'retrospection'."
+      )
     given = tuple(sorted(offered.items()))
     text = json.dumps(settings, sort_keys=True)
     return Phase(name, method, part, given, self.seed, text, shared)

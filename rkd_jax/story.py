@@ -192,9 +192,10 @@ class Story:
       "threat": {"pool": pool, "nothing": "data-free"}.get(part),
       "contamination": config.contamination if part == "pool" else None,
     }
+    undefended = recipes.undefended(self.specs, spec)
     taught = {name: phase.teacher is not None for name, phase in phases.items()}
     return recount.Comparison(
-      seed=self.seed, label=label, fields=fields, networks=taught, undefended=self.undefended(spec)
+      seed=self.seed, label=label, fields=fields, networks=taught, undefended=undefended
     )
 
   def kept(self, label: str) -> dict[str, np.ndarray]:
@@ -204,19 +205,6 @@ class Story:
       for name, network in self.students[label, "poisoned"].items()
       if "keep" in network.phase.method.delivers
     }
-
-  def undefended(self, spec: recipes.Spec) -> str | None:
-    """The label of the plain method that this one wraps, or of its namesake; for others, of kd."""
-    if inner := recipes.innermost(spec):
-      return self.plain(inner)
-    return self.plain(spec) or self.plain({"name": "kd"}) if spec["name"] != "kd" else None
-
-  def plain(self, spec: recipes.Spec) -> str | None:
-    """The label of another entry that is this method, or else this method as the config has it."""
-    same = [label for label, other in self.specs.items() if other == spec and other is not spec]
-    named = spec["name"]
-    bare = [named] if self.specs.get(named, {}).get("name") == named else []
-    return next(iter([*same, *(label for label in bare if self.specs[label] is not spec)]), None)
 
 
 class Interview:

@@ -6,7 +6,7 @@ import importlib
 import numpy as np
 import pytest
 
-from configs import quickstart
+from configs import ablation_robustkd, quickstart
 from rkd_jax import config as configs
 from rkd_jax import recipes, selection
 from rkd_jax.data.sources import Dataset, Split
@@ -328,6 +328,36 @@ def test_fields_that_a_recipe_does_not_take():
     recipes.phases(setup(), {"name": "none", "rounds": 3})
   with pytest.raises(UserError, match="has no field 'alhpa'"):
     recipes.phases(setup(), {"name": "kd", "alhpa": 3})
+
+
+def test_what_a_defence_is_compared_with():
+  specs = recipes.specs(ablation_robustkd.get_config("badnets2"))
+  against = {label: recipes.undefended(specs, spec) for label, spec in specs.items()}
+  assert against["rkd"] == against["blend"] == against["finetune"] == "kd"
+  assert against["kd"] is None and against["ofd"] == "kd"
+  # A term on variance is a defence, on a base as well: what is left without it is plain OFD.
+  for label in ("variance_views", "robustkd", "robustkd_views", "robustkd_tuned", "blend_ofd"):
+    assert against[label] == "ofd", label
+  assert against["robustkd_attention"] == "attention"
+  assert recipes.undefended({"rkd": specs["rkd"]}, specs["rkd"]) is None
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    ({"name": "robustkd", "base": "supervised"}, "'supervised' has no teacher.*as ofd"),
+    ({"name": "consistency", "base": "supervised"}, "'supervised' has no teacher.*as kd"),
+    ({"name": "robustkd", "detox": "kd"}, "'kd', which detoxifies no features"),
+    ({"name": "robustkd", "detox": {"name": "detox", "learning_rate": -1.0}}, "learning_rate"),
+    ({"name": "consistency", "redraw": 0}, "consistency.redraw is 0"),
+    ({"name": "retrospection"}, "earlier phase made .generator., and here none comes before it"),
+    ({"name": "retrospection", "base": "vaccine"}, "cannot guard what 'vaccine' guards"),
+  ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is(spec, message):
+  with pytest.raises(UserError, match=message):
+    made = setup(methods=("mine",), method__mine=spec)
+    recipes.phases(made, recipes.specs(made.config)["mine"])
 
 
 def test_several_phases_stand_outermost():

@@ -33,6 +33,21 @@ def test_what_is_no_grid_is_said_so(grid):
     selection.strengths(spec(grid))
 
 
+@pytest.mark.parametrize(
+  ("field", "grid", "said"),
+  [
+    ("temperature", (1.0, 4.0), "strength 0, which this field cannot have: .*temperature is 0"),
+    ("redraw", (0.5, 100.5), "whole numbers"),
+    ("redraw", (50, 100), "redraw is 0"),
+  ],
+)
+def test_a_field_that_cannot_be_zero_takes_no_grid(field, grid, said):
+  with pytest.raises(UserError, match=said):
+    selection.strengths({"name": "consistency", field: grid, "base": {"name": "kd"}})
+  rounds = {"name": "agreement", "rounds": (2, 3), "base": {"name": "kd"}}  # a recipe's own field
+  assert selection.strengths(rounds) == {("rounds",): (0, 2, 3)}
+
+
 def test_numbers_take_the_place_of_grids():
   grids = spec((0.0, 0.5))
   found = selection.with_values(grids, {("base", "amplitude"): 0.25})

@@ -65,13 +65,7 @@ class Method(base.Plugin):
   def roles(self, networks):
     witness = base.Role(base.network(networks, "student"))
     kept = base.Role(init=lambda key, made, example: jnp.ones(example.size, bool))
-    found = super().roles(networks)
-    if "teacher" not in found:
-      raise UserError(
-        f"agreement asks a witness about the teacher's answers, but {self.base.name!r} has no "
-        "teacher. Wrap a method that has one, as kd."
-      )
-    return {**found, "witness": witness, "kept": kept}
+    return {**super().roles(networks), "witness": witness, "kept": kept}
 
   def init_state(self, key, variables, example):
     keep = jnp.zeros(example.size, bool)
@@ -95,7 +89,7 @@ class Method(base.Plugin):
   def _agrees(self, variables, images, answer):
     """bool[B]: the answer is among the witness's likeliest."""
     logits = variables["witness"](images, train=False)[0].logits
-    first = jax.lax.top_k(logits, max(1, int(self.within * logits.shape[-1])))[1]
+    first = jax.lax.top_k(logits, max(1, int(self.within * logits.shape[-1] + 1e-9)))[1]
     return (first == answer[:, None]).any(-1)
 
   def _robust(self, key, variables, images, answer):

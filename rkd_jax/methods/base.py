@@ -64,6 +64,12 @@ class Role:
   copy: str | None = None
   from_state: Callable[[Tree], Tree] | None = None
 
+  @property
+  def given(self) -> bool:
+    """Whether its values can only come from an earlier phase."""
+    drawn = self.player and hasattr(self.module, "init")
+    return not (self.from_state or self.copy or self.init or drawn)
+
 
 class Example(NamedTuple):
   """What a method may know of its data before it sees them.
@@ -108,6 +114,8 @@ class Method:
     part: which data its phase sees where its recipe does not say: "pool", "labelled", or "nothing"
       for a method that invents its images.
     nested: {field: default} of the fields that hold a method, named or described in turn.
+    plain: {field: value} of what would be a defence in it, left out: a plug-in is compared with the
+      base as that.
   """
 
   turns: ClassVar[tuple[tuple[str, int], ...]] = (("student", 1),)
@@ -117,6 +125,7 @@ class Method:
   cacheable: ClassVar[bool] = False
   part: ClassVar[str] = "pool"
   nested: ClassVar[Mapping[str, str]] = {}
+  plain: ClassVar[Mapping[str, Any]] = {}
 
   @property
   def name(self) -> str:
@@ -249,10 +258,14 @@ class Plugin(Method):
 
   Attributes:
     base: the method that is wrapped.
+
+  Class attributes:
+    asks_teacher: what it does that a base without a teacher cannot be asked for, for the message.
   """
 
   base: Method = dataclasses.field(kw_only=True)
   nested: ClassVar[Mapping[str, str]] = {"base": "kd"}
+  asks_teacher: ClassVar[str] = ""
 
   def own(self, key: jax.Array) -> jax.Array:
     """A key of this plug-in's own: the base draws from the key itself, whatever wraps it."""
@@ -296,7 +309,13 @@ class Plugin(Method):
     return {**self.base.delivers, **self.adds}
 
   def roles(self, networks):
-    return {name: _of_base(role) for name, role in self.base.roles(networks).items()}
+    found = {name: _of_base(role) for name, role in self.base.roles(networks).items()}
+    if self.asks_teacher and "teacher" not in found:
+      raise UserError(
+        f"{self.name} {self.asks_teacher}, but {self.base.name!r} has no teacher. Wrap a method "
+        f"that has one, as {self.nested['base'] or 'ofd'}."
+      )
+    return found
 
   def init_state(self, key, variables, example) -> dict[str, Tree]:
     return {"base": self.base.init_state(key, variables, example)}

@@ -8,6 +8,7 @@ does not undo a wrong label that the teacher gives to a triggered image of the p
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ class Method(base.Plugin):
   radius: float = 0.1
   redraw: int = 100
   pixels: float = 2.0
+  asks_teacher: ClassVar = "teaches what the teacher says"
 
   def __post_init__(self):
     if self.view not in VIEWS:
@@ -57,6 +59,7 @@ class Method(base.Plugin):
     check_range("consistency.amplitude", self.amplitude, 0, 1)
     check_range("consistency.radius", self.radius, 0, 1)
     check_range("consistency.pixels", self.pixels, 0, 1024)
+    check_range("consistency.redraw", self.redraw, 1, 10**9)
 
   @property
   def cacheable(self):

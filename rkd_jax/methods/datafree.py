@@ -91,6 +91,12 @@ class Plugin(base.Plugin):
   nested: ClassVar = {"base": "zskt"}
 
   def __post_init__(self):
+    if isinstance(self.base, Plugin):
+      raise UserError(
+        f"{self.name} cannot guard what {self.base.name!r} guards already: the one is the first "
+        f"stage of a student, the other the second. Set {self.name}.base to "
+        f"{self.base.base.name!r}, or name the recipe 'abd', which has both."
+      )
     if not isinstance(self.base, DataFree):
       raise UserError(
         f"{self.name} guards methods that invent their images, as zskt, cmi or ood; "

@@ -56,6 +56,7 @@ class Method(kd.Method):
   amplitude: float = 0.5
   tensor: ClassVar[str] = "features"
   connects: ClassVar[bool] = True
+  plain: ClassVar = {"variance": "none"}
   cacheable = True
 
   def __post_init__(self):

@@ -27,6 +27,7 @@ class Method(base.Plugin):
   weight: float = 1.0
   distance: str = "kl"
   nested: ClassVar = {"base": "rslad"}
+  asks_teacher: ClassVar = "compares student and teacher"
 
   def __post_init__(self):
     check_range("igdm.weight", self.weight, 0, 1e6)
@@ -40,12 +41,6 @@ class Method(base.Plugin):
         f"igdm looks along the images that its base attacks with, but {inner.name!r} makes none. "
         "Wrap one that does, as rslad, ard, iad or adaad."
       )
-
-  def roles(self, networks):
-    found = super().roles(networks)
-    if "teacher" not in found:
-      raise UserError(f"igdm compares student and teacher, but {self.base.name!r} has no teacher.")
-    return found
 
   def _both(self, batch):
     """x + d and x - d, the second inside the box."""

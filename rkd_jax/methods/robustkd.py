@@ -37,6 +37,14 @@ class Method(base.Plugin):
   detox: Detox = dataclasses.field(kw_only=True)
   variant: str = "paper"
   nested: ClassVar = {"base": "", "detox": ""}
+  asks_teacher: ClassVar = "detoxifies the teacher's features"
+
+  def __post_init__(self):
+    if not isinstance(self.detox, Detox):
+      raise UserError(
+        f"robustkd.detox is {self.detox.name!r}, which detoxifies no features. Name 'detox', or "
+        "describe it, as {'name': 'detox', 'cap': 0.2}."
+      )
 
   @classmethod
   def complete(cls, spec):

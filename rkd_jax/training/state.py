@@ -128,7 +128,7 @@ def init_role(
   if role.init:
     tree = role.init(key, made, example)
     return {"params": tree} if role.module is None else tree
-  if role.player and hasattr(role.module, "init"):
+  if not role.given:
     return role.module.init(key)
   raise UserError(
     f"Role {name!r} has no values: no phase gives it, and it has neither `init` nor `copy`. "

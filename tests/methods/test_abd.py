@@ -3,6 +3,7 @@
 import dataclasses
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -402,6 +403,20 @@ def test_the_student_looks_back_once_a_perturbation_works(success):
   assert batch["suspicious"] == (success == 0)
   terms, _ = method.loss("student", variables, state, batch, None, jax.random.key(3), 0)
   assert (np.asarray(terms["retrospection"][0]) > 0).any() == (success == 0)
+
+
+@pytest.mark.parametrize("method", [SECOND, BY_CLASS, GUARDED])
+def test_only_the_plain_images_move_the_running_statistics(method):
+  variables, state, _ = looking(method)
+  batch = method.shared("student", variables, state, NOISE, None, jax.random.key(2), 0)
+  terms, aux = method.loss("student", variables, state, batch, None, jax.random.key(3), 0)
+  assert (np.asarray(terms["retrospection"][0]) != 0).any()
+  images = batch["image"]
+  plain = variables["student"](images, train=True)[1]
+  assert not jnp.array_equal(
+    *(jax.tree.leaves(t)[0] for t in (plain, variables["student"].variables["batch_stats"]))
+  )
+  chex.assert_trees_all_equal(aux.batch_stats["student"], plain)
 
 
 def test_a_perturbation_like_the_others_is_not_suspicious():

@@ -102,6 +102,24 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(parts):
   assert aux.metrics["agreement"].min() == 1
 
 
+def test_the_attention_term_by_hand(parts):
+  """250 times, over the stages, the mean squared gap of the maps: channels' mean square, flattened,
+  of length 1."""
+  variables, memory = parts
+  batch, _ = QUICK.batch(jax.random.key(1), variables, memory, {}, 0)
+  batch = QUICK.shared("student", variables, memory, batch, (), jax.random.key(2), 0)
+  terms, _ = QUICK.loss("student", variables, memory, batch, (), jax.random.key(3), 0)
+  taught = variables["teacher"](batch["image"], train=False)[0].features
+  own = variables["student"](batch["image"], train=True)[0].features
+  wanted = 0
+  for stage in taught:
+    maps = [(np.asarray(f[stage]) ** 2).mean(-1).reshape(len(f[stage]), -1) for f in (own, taught)]
+    ours, theirs = (m / np.linalg.norm(m, axis=1, keepdims=True) for m in maps)
+    wanted += 250 * ((ours - theirs) ** 2).mean(1)
+  assert len(taught) > 0 and (wanted > 1e-3).all()
+  np.testing.assert_allclose(terms["attention"][0], wanted, rtol=1e-4)
+
+
 class Still:
   """A network that is always asked in evaluation mode."""
 
