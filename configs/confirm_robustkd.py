@@ -1,7 +1,8 @@
 """What is frozen on `ablation_robustkd`, to be confirmed once: other attacks, plans, labels, data.
 
 Digits as in the quickstart; teachers of seeds 0-2 unless said. Nothing was chosen on these, but on
-gtsrb's seed 0: `agreement.within`, and that the next witness is asked about the image alone.
+gtsrb's seed 0: `agreement.within`, and, as a run on CIFAR-10 said it too, that the next witness is
+asked about the image alone.
 Results: docs/robustkd.md; ten to thirty minutes of a core each, backweak and gtsrb an hour.
 backweak0 is not measured yet.
 

@@ -78,8 +78,10 @@ def by_class(config: Config, rounds: int, published: int, classes: int = 10) -> 
   """`abd` seeks its perturbation by class, for so many rounds; `abd_published` as published."""
   config.unlock()
   literal = {"name": "retrospection"} | config.method.retrospection.to_dict()
-  config.method.abd_published = {"name": "abd", "rounds": published, "retrospection": literal}
-  config.method.abd_published.base = per_class(config.method.zskt.to_dict(), classes)
+  config.method.abd_published = {
+    "name": "abd", "rounds": published, "retrospection": literal,
+    "base": per_class(config.method.zskt.to_dict(), classes),
+  }  # fmt: skip
   config.method.abd.rounds = rounds
   config.method.retrospection.update({"search": "classes", "guard": 2.0, "ascents": 5})
   config.method.retrospection.update({"share": 0.5, "weight": 2.0, "student_rate": 1e-3})

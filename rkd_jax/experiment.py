@@ -68,6 +68,7 @@ def run(
       cells += story.cells()
     made = manifest.make(runner, name) | {
       "selection": [s for t in stories for s in t.selected()],
+      "outcomes": [o for t in stories for o in t.outcomes()],
       "costs": [c for t in stories for c in t.costs()],
       "attacks": [one for t in stories for one in t.attacked],
       "comparisons": [c for t in stories for c in t.compared()],

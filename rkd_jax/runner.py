@@ -62,6 +62,10 @@ class Finished:
     variables = self.program.method.materialize(self.program.bind(self.trees))
     return self.program.method.deliver(variables, self.memory)[name]
 
+  def outcome(self) -> str:
+    """What its method decided while it trained; "": nothing."""
+    return self.program.method.outcome(self.program.bind(self.trees), self.memory)
+
   def answer(self, questions: Questions) -> np.ndarray:
     """int32[N]: the class of every image."""
     return questions.ask(self.program, self.trees, self.memory)

@@ -111,6 +111,15 @@ class Story:
       for choice in choices
     ]
 
+  def outcomes(self) -> list[dict[str, Any]]:
+    """What the students' methods decided while they trained, for the manifest."""
+    return [
+      {"seed": self.seed, "method": label, "teacher": kind, "network": name, "outcome": said}
+      for (label, kind), networks in self.students.items()
+      for name, network in networks.items()
+      if (said := network.outcome())
+    ]
+
   def costs(self) -> list[dict[str, Any]]:
     """Which phases each method needed beside its teacher, for the manifest."""
     return [

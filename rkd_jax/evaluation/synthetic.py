@@ -23,7 +23,7 @@ ENDS = ("/student/poisoned", "/vaccinated/poisoned")
 def arrays(networks: Mapping[str, Any]) -> Arrays:
   """{"copies", "<network>:images": uint8[n, H, W, C], ":answers": int32[n], the teacher's classes,
   ":suspicious": bool[n], ":log10": float32[n], of KL(T || T~) / K}; {} where no one invents. A
-  teacher with nothing to shuffle (a ViT) has the first two alone; a vaccine an ":outcome", str[].
+  teacher with nothing to shuffle (a ViT) has the first two alone.
 
   Args:
     networks: {name: `runner.Finished`}.
@@ -36,8 +36,6 @@ def arrays(networks: Mapping[str, Any]) -> Arrays:
       layers = min(LAYERS, len(vaccine.readers(teacher))) if len(teacher.convs) > 1 else 0
       seen = jax.device_get(_look(made.program, method, made.trees, state, layers))
       seen["images"] = np.round(255 * seen["images"]).astype(np.uint8)
-      if isinstance(made.program.method, vaccine.Method):
-        seen["outcome"] = vaccine.outcome(made.program.method, made.memory["vaccine"])
       found |= {f"{name}:{key}": np.asarray(array) for key, array in seen.items()}
   return {"copies": np.int32(COPIES), **found} if found else {}  # type: ignore[dict-item]
 

@@ -246,6 +246,10 @@ class Method:
     """{name: variables or array}: what `delivers` names."""
     return found(self.delivers, variables, state)
 
+  def outcome(self, variables: Mapping[str, Any], state: Tree) -> str:
+    """What became of what it decides while it trains, in a sentence for the report; "": nothing."""
+    return ""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plugin(Method):
@@ -364,6 +368,9 @@ class Plugin(Method):
 
   def deliver(self, variables, state):
     return self.base.deliver(variables, state["base"]) | found(self.adds, variables, state)
+
+  def outcome(self, variables, state):
+    return self.base.outcome(self.seen(variables), state["base"])
 
 
 def _of_base(role: Role) -> Role:

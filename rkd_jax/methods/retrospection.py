@@ -180,6 +180,19 @@ class Method(datafree.Plugin):
   def invent(self, key, variables, state, count):
     return super().invent(key, self.guarded(variables, state), state, count)
 
+  def outcome(self, variables, state):
+    if not self.by_class:
+      return super().outcome(variables, state)
+    suspect, sizes = self._suspect(variables, state), lengths(variables[SEEKER])
+    who, rate = int(suspect.label), float(inversion.rates_of(state)[suspect.label])
+    size = float(sizes[who] / jnp.median(sizes))
+    none = f"No class is suspected; the nearest is class {who}"
+    return (
+      f"{f'Class {who} is suspected' if suspect.on else none}: the perturbation into it works on "
+      f"{rate:.1%} (from {self.success:.0%} on) and has {size:.2f} of the median size (below "
+      f"{self.outlier:g}), when the phase ends."
+    )
+
   def _given(self, variables, state):
     """Networks and state whose images a search by class looks at: those made before the guard."""
     if not self.guard:

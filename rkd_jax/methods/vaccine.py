@@ -145,6 +145,9 @@ class Method(datafree.Plugin):
     metrics["tail_ratio"] = (new["ratio"][None], (new["tried"] > 0).astype(jnp.float32)[None])
     return terms, dataclasses.replace(aux, state=state, metrics=aux.metrics | metrics)
 
+  def outcome(self, variables, state):
+    return outcome(self, state["vaccine"])
+
 
 def outcome(method: Method, known: Mapping[str, Any]) -> str:
   """What became of the vaccine's check, in a sentence.

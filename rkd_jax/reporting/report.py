@@ -73,6 +73,7 @@ def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell
     "config": "\n".join(f"{key} = {value}" for key, value in rerun.flat(config).items()),
     "sections": sections,
     "strengths": [_choice(s) for s in mappings(run.get("selection"))],
+    "decisions": [_outcome(o) for o in mappings(run.get("outcomes"))],
     "others": table.others(cells, shown),
     "columns": table.columns(shown),
     "curves": figures.training(workdir, phases, mappings(run.get("costs"))),
@@ -156,6 +157,11 @@ def _used(cells: Sequence[Cell], context: Mapping[str, Any]) -> list[str]:
 def _title(run: Mapping[str, Any], sections: Sequence[Setting]) -> str:
   name = str(run.get("config_name") or "run")
   return " · ".join([name, sections[0]["title"]] if sections[0]["title"] else [name])
+
+
+def _outcome(said: Mapping[str, Any]) -> dict[str, str]:
+  """What one phase decided, as a line of the table."""
+  return {key: words(said.get(key)) for key in ("method", "network", "seed", "teacher", "outcome")}
 
 
 def _choice(selected: Mapping[str, Any]) -> dict[str, str]:

@@ -37,7 +37,6 @@ def _network(arrays: Arrays, name: str, edges: np.ndarray) -> dict[str, Any]:
     "count": len(images),
     "classes": len(np.unique(arrays[f"{name}:answers"])),
     "images": [data_uri(image) for image in images[:SHOWN]],
-    "outcome": str(arrays[f"{name}:outcome"]) if f"{name}:outcome" in arrays else "",
   }
   if f"{name}:log10" not in arrays:
     return shown

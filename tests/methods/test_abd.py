@@ -419,6 +419,20 @@ def test_only_the_plain_images_move_the_running_statistics(method):
   chex.assert_trees_all_equal(aux.batch_stats["student"], plain)
 
 
+@pytest.mark.parametrize(
+  ("outlier", "said"),
+  [
+    (0.5, "Class 1 is suspected: the perturbation into it works on 75.0% (from 0% on) and has 0.1"),
+    (0.0, "No class is suspected; the nearest is class 1: the perturbation into it works on 75.0%"),
+  ],
+)
+def test_what_a_search_by_class_decided(outlier, said):
+  method = dataclasses.replace(BY_CLASS, outlier=outlier)
+  variables, state, _ = looking(method)
+  assert method.outcome(variables, state).startswith(said)
+  assert SECOND.outcome(variables, state) == ""
+
+
 def test_a_perturbation_like_the_others_is_not_suspicious():
   method = dataclasses.replace(BY_CLASS, outlier=0.5)
   variables, state, _ = looking(method, small=0.8)
