@@ -480,8 +480,9 @@ def test_targets_kept_train_as_targets_made(method):
   small.close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_eight_devices_are_one():
-  method = ofd.Method(variance="moments")
+@pytest.mark.parametrize("variance", ["residual", "moments", "views"])
+def test_eight_devices_are_one(variance):
+  method = ofd.Method(variance=variance)
   toys = [
     small.Small(method, small.rows(32, 8), batch=16, devices=d, augment=Augment(flip=True, crop=1))
     for d in (1, 8)
