@@ -1,4 +1,5 @@
-"""Distillation without any data from a poisoned teacher, undefended and with ABD: minutes on a CPU.
+"""Distillation without any data from a poisoned teacher, undefended and with ABD: half an hour of a
+CPU's core for each teacher.
 
 Someone has a teacher and no data. A generator seeks images on which student and teacher differ
 (ZSKT), and digs up the teacher's backdoor with what it knows; ABD guards both. Here: scikit-learn's
