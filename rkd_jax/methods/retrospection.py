@@ -6,7 +6,8 @@ the student's own, and the student is moved so that it does less, through that i
 the second stage of the recipe `abd` (`recipes.py`), around any method that invents its images.
 
 A perturbation is in standard deviations of the teacher's pixels, as published (whoever it is shown
-to): what is added to an image in [0, 1] is `std` times as much, unclipped (by class: clipped). What is otherwise here:
+to): what is added to an image in [0, 1] is `std` times as much, unclipped (by class: clipped). What
+is otherwise here:
 
 - Theirs begins at 0, where the gradient of the divergence is 0 and the first step therefore
   rounding noise: ours begins at a small random pattern. On a fixed teacher and a round's fixed
