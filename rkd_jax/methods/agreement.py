@@ -48,6 +48,7 @@ class Method(base.Plugin):
   robust_views: int = 8
   amplitude: float = 0.1
   adds: ClassVar = {"keep": "keep"}
+  asks_teacher: ClassVar = "asks a witness about the teacher's answers"
 
   def __post_init__(self):
     if self.readmit not in READMIT:
