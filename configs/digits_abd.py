@@ -20,8 +20,6 @@ Nothing is labelled, so there is no student without a teacher but the one that s
 natural rate, taught on all labels.
 """
 
-from typing import Any
-
 from rkd_jax import config as base
 from rkd_jax.config import Config
 from rkd_jax.errors import UserError, nearest
@@ -70,30 +68,15 @@ def pooled(config: Config, name: str) -> None:
 def shorten(config: Config) -> None:
   """What lets a few hundred rounds do in place of 80,000: a slim generator that is told what its
   images must be like. The vaccine works from the start, as published for CIFAR-10."""
-  config.method.zskt.update({"width": 32, "balance": 1.0, "statistics": 1.0})
-  config.method.zskt.update({"reduction": "batchmean", "attention": 100.0})
+  config.method.zskt.update({"width": 32, "balance": 0.1, "statistics": 0.1, "attention": 10.0})
   config.method.vaccine.trials = 0
 
 
-def by_class(config: Config, rounds: int, published: int, classes: int = 10) -> None:
+def by_class(config: Config, rounds: int, published: int) -> None:
   """`abd` seeks its perturbation by class, for so many rounds; `abd_published` as published."""
   config.unlock()
   literal = {"name": "retrospection"} | config.method.retrospection.to_dict()
-  config.method.abd_published = {
-    "name": "abd", "rounds": published, "retrospection": literal,
-    "base": per_class(config.method.zskt.to_dict(), classes),
-  }  # fmt: skip
+  config.method.abd_published = {"name": "abd", "rounds": published, "retrospection": literal}
   config.method.abd.rounds = rounds
   config.method.retrospection.update({"search": "classes", "guard": 2.0, "ascents": 5})
   config.method.retrospection.update({"share": 0.5, "weight": 2.0, "student_rate": 1e-3})
-
-
-def per_class(zskt: dict[str, Any], classes: int) -> dict[str, Any]:
-  """The same method with its KL as published, a mean over the classes, and its other weights by as
-  much less. To its own Adam the two are one, but for the clip; the vaccine's penalty and the inner
-  problem of retrospection have their published share only beside the published KL."""
-  if zskt["reduction"] == "mean":
-    return {"name": "zskt", **zskt}
-  less = classes * zskt["temperature"] ** 2
-  lighter = {name: zskt[name] / less for name in ("attention", "balance", "statistics")}
-  return {"name": "zskt", **zskt, **lighter, "reduction": "mean"}

@@ -234,7 +234,8 @@ class Method(datafree.Plugin):
   def _sought(self, variables, state, batch, key):
     """A step of the search by class, on what the student is taught on."""
     given, teacher = self._given(variables, state), variables["teacher"]
-    images = self.images("student", *given, batch, key)[: self.searched]
+    images = self.images("student", *given, batch, key)
+    images = jax.random.permutation(self.own(key), images)[: self.searched]  # others in each step
     labels = teacher(images, train=False)[0].logits.argmax(-1)
     terms, weight, hit = reach(teacher, images, labels, variables[SEEKER], self.price)
     metrics = {"train_asr": (hit, weight), "suspicious": self._suspect(variables, state).on}

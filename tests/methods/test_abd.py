@@ -433,6 +433,24 @@ def test_what_a_search_by_class_decided(outlier, said):
   assert SECOND.outcome(variables, state) == ""
 
 
+def test_each_step_of_the_search_looks_at_other_images(monkeypatch):
+  method = dataclasses.replace(BY_CLASS, searched=2)
+  variables, state, _ = looking(method)
+  reach, shown = retrospection.reach, []
+
+  def looked(network, images, *rest):
+    shown.append(np.asarray(images))
+    return reach(network, images, *rest)
+
+  monkeypatch.setattr(retrospection, "reach", looked)
+  batch = method.shared("perturbation", variables, state, NOISE, None, jax.random.key(2), 0)
+  for turn in range(4):
+    method.loss("perturbation", variables, state, batch, None, jax.random.key(turn), 0)
+  seen = {image.tobytes() for images in shown for image in images}
+  assert all(len(images) == 2 for images in shown) and len(seen) > 2
+  assert seen <= {np.asarray(image).tobytes() for image in GREY}
+
+
 def test_a_perturbation_like_the_others_is_not_suspicious():
   method = dataclasses.replace(BY_CLASS, outlier=0.5)
   variables, state, _ = looking(method, small=0.8)
