@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from rkd_jax import losses
+from rkd_jax.backdoors.learned import Backdoor
 from rkd_jax.errors import check_range
-from rkd_jax.methods import base
+from rkd_jax.methods import attack, base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,37 +49,22 @@ class Method(base.Method):
     check_range("adba.temperature", self.temperature, 1e-3, 1e3)
 
   def roles(self, networks):
-    adam = {
-      "name": "adam",
-      "learning_rate": self.learning_rate,
-      "weight_decay": 0.0,
-      "schedule": "constant",
-    }
+    search = attack.SEARCH | {"learning_rate": self.learning_rate}
     return {
       "teacher": base.Role(base.network(networks, "teacher"), player="teacher"),
       "shadow": base.Role(base.network(networks, "shadow"), player="shadow"),
-      "trigger": base.Role(player="trigger", optimizer=adam, init=self._draw),
+      "trigger": base.Role(player="trigger", optimizer=search, init=self._draw),
     }
 
   def _draw(self, key, made, example):
-    mask, pattern = jax.random.split(key)
-    height, width, channels = example.batch["image"].shape[1:]
-    return {
-      "mask": jax.random.normal(mask, (height, width, 1)),
-      "pattern": jax.random.normal(pattern, (height, width, channels)),
-    }
+    return attack.drawn(key, example)
 
   def trigger(self, learned) -> dict[str, jax.Array]:
     """The mask float[H, W, 1] in [0, cap] and pattern float[H, W, C] in [0, 1] that are applied."""
-    return {
-      "mask": self.cap * jax.nn.sigmoid(learned["mask"]),
-      "pattern": jax.nn.sigmoid(learned["pattern"]),
-    }
+    return attack.blend(learned, self.cap)
 
   def poisoned(self, learned, images):
-    found = self.trigger(learned)
-    mask, pattern = found["mask"][None], found["pattern"][None]
-    return (1 - mask) * images + mask * pattern
+    return Backdoor(target=self.target, **self.trigger(learned)).put(images)
 
   def loss(self, player, variables, state, batch, targets, key, step):
     goal = jnp.full_like(batch["label"], self.target)

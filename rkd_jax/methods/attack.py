@@ -8,6 +8,7 @@ delivers both (`adba`).
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 from rkd_jax.backdoors.learned import Backdoor
 from rkd_jax.errors import check_range
 from rkd_jax.methods import base, supervised
+
+SEARCH = {"name": "adam", "weight_decay": 0.0, "schedule": "constant"}  # how a trigger is sought
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +61,7 @@ class Attack(base.Method):
 
   def searched_by(self) -> dict[str, Any]:
     """The optimiser of the search, as a `Role` has it."""
-    adam = {"name": "adam", "learning_rate": self.learning_rate}
-    return adam | {"weight_decay": 0.0, "schedule": "constant"}
+    return SEARCH | {"learning_rate": self.learning_rate}
 
   def draw(self, key: jax.Array, made: Any, example: base.Example) -> base.Tree:
     """The first values of what is learned."""
@@ -99,3 +101,21 @@ def averaged(
   count = count + weight.sum()
   share = (weight / jnp.maximum(count, 1)).reshape(-1, *[1] * mean.ndim)
   return mean + (share * (values - mean[None])).sum(0), count
+
+
+# A blend that is learned: x' = (1 - M) x + M sigmoid(t) with M = cap sigmoid(m).
+
+
+def drawn(key: jax.Array, example: base.Example) -> dict[str, jax.Array]:
+  """The first m, as "mask" float[H, W, 1], and t, as "pattern" float[H, W, C]."""
+  mask, pattern = jax.random.split(key)
+  height, width, channels = example.batch["image"].shape[1:]
+  return {
+    "mask": jax.random.normal(mask, (height, width, 1)),
+    "pattern": jax.random.normal(pattern, (height, width, channels)),
+  }
+
+
+def blend(raw: Mapping[str, jax.Array], cap: float) -> dict[str, jax.Array]:
+  """{"mask": M in [0, cap], "pattern": in [0, 1]} as a `Backdoor` takes them."""
+  return {"mask": cap * jax.nn.sigmoid(raw["mask"]), "pattern": jax.nn.sigmoid(raw["pattern"])}

@@ -10,7 +10,6 @@ each poisoned image; here an image is poisoned or not.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from rkd_jax.errors import UserError, check_range, nearest
@@ -48,16 +47,10 @@ class Method(attack.Attack):
     return super().roles(networks)
 
   def draw(self, key, made, example):
-    mask, pattern = jax.random.split(key)
-    height, width, channels = example.batch["image"].shape[1:]
-    return {
-      "mask": jax.random.normal(mask, (height, width, 1)),
-      "pattern": jax.random.normal(pattern, (height, width, channels)),
-    }
+    return attack.drawn(key, example)
 
   def trigger(self, raw):
-    mask, pattern = jax.nn.sigmoid(raw["mask"]), jax.nn.sigmoid(raw["pattern"])
-    return {"mask": self.cap * mask, "pattern": pattern}
+    return attack.blend(raw, self.cap)
 
   def tapped(self, stages: tuple[str, ...]) -> tuple[str, ...]:
     """The stages that the taps name, of a network's."""

@@ -111,7 +111,7 @@ class Method(base.Method):
 
   def survey(self, key, variables, state, batch):
     seen: dict[str, jax.Array] = {}
-    variables["teacher"](batch["image"], train=False, edit=_record(seen))
+    variables["teacher"](batch["image"], train=False, edit=self.edit({}, seen))
     mask, new = batch["mask"], {}
     weight, kind = mask[:, None, None, None], "channel" if self.variance == "channel" else "sample"
     for stage, old in state.items():
@@ -221,11 +221,3 @@ def spread(kind: str, feature: jax.Array) -> jax.Array:
   if kind == "batch":
     return feature.var(0).mean()
   return feature.var((1, 2, 3)) if kind == "sample" else feature.var(-1).mean((1, 2))
-
-
-def _record(seen: dict[str, jax.Array]) -> Edit:
-  def look(stage: str, feature: jax.Array) -> jax.Array:
-    seen[stage] = feature
-    return feature
-
-  return look
