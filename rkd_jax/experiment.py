@@ -88,7 +88,9 @@ def look(story: Story, say: Reporter) -> dict[str, Any] | None:
   given = story.setup().given
   if given is None:
     return None
-  found = first_look.look(given, story.config, story.runner.dataset)
+  named = story.config.backdoor not in ("none", "unknown")
+  backdoor = story.runner.backdoor(story.seed) if named else None
+  found = first_look.look(given, story.config, story.runner.dataset, backdoor)
   for line in found.lines:
     say.say(line)
   for line in found.warnings:

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from rkd_jax import networks, strangers
+from rkd_jax.backdoors.base import Backdoor
 from rkd_jax.data.sources import Dataset
 from rkd_jax.given import Given, Normalisation
 from rkd_jax.interop.families.base import USUAL
@@ -20,6 +21,7 @@ IMAGES = 1000  # of the hold-out at most
 TRIED = 250  # of them for each other normalisation
 BATCH = 125
 POOR = 3.0  # times chance: below that something is wrong
+FOLLOWS = 0.5  # of triggered images: a teacher that does so less often has another trigger, or none
 BETTER = 0.05  # by which another normalisation's accuracy must be higher to be named
 
 
@@ -36,8 +38,9 @@ class Look:
   record: dict[str, Any]
 
 
-def look(given: Given, config: Config, dataset: Dataset) -> Look:
-  """Measures the given teacher on the first hold-out images, and tries the usual normalisations."""
+def look(given: Given, config: Config, dataset: Dataset, backdoor: Backdoor | None = None) -> Look:
+  """Measures the given teacher on the first hold-out images, tries the usual normalisations, and
+  whether it follows the trigger that the config names, if one is given."""
   images, labels = dataset.holdout.images[:IMAGES], dataset.holdout.labels[:IMAGES]
   network = networks.build(config, given.network, dataset, given.normalisation)
   variables = jax.device_put(given.variables())
@@ -62,6 +65,17 @@ def look(given: Given, config: Config, dataset: Dataset) -> Look:
         f"The given teacher looks to be a {name}, whose tensors are the same: {right:.1%} right as "
         f"that, {own:.1%} as a {given.network}. Say --config.teacher.network={name}"
       )
+  rate = None
+  if backdoor is not None and len(labels):
+    shown = triggered(backdoor, images)
+    rate = followed(backdoor, labels, answers(network, variables, shown, given.normalisation))
+    if rate is not None and rate < FOLLOWS:
+      found.append(
+        f"Of the hold-out's other classes the trigger {config.backdoor!r} sends {rate:.1%} to "
+        f"class {config.target}: it does not look like this teacher's, so no student can show that "
+        "its backdoor is gone. If nobody knows its trigger, say --config.backdoor=unknown "
+        "--config.contamination=0"
+      )
   record = {
     "sha256": given.sha256,
     "network": given.network,
@@ -72,6 +86,7 @@ def look(given: Given, config: Config, dataset: Dataset) -> Look:
     "accuracy": accuracy,
     "holdout": len(labels),
     "others": others,
+    "trigger_rate": rate,
     "warnings": list(found),
     **{key: given.about[key] for key in ("kind", "family", "place") if key in given.about},
   }
@@ -136,6 +151,20 @@ def assignment(said: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.n
   np.add.at(table, (labels, said), 1)
   rows, columns = linear_sum_assignment(-table)
   return columns, float(table[rows, columns].sum() / max(len(labels), 1))
+
+
+def triggered(backdoor: Backdoor, images: Any) -> np.ndarray:
+  """uint8[N, H, W, C]: the images with the trigger, as a file keeps them."""
+  keys = jax.random.split(jax.random.key(0), len(images))
+  seen = backdoor.trigger(jnp.asarray(np.asarray(images), jnp.float32) / 255, keys, "test")
+  return np.round(255 * np.asarray(seen)).astype(np.uint8)
+
+
+def followed(backdoor: Backdoor, labels: np.ndarray, said: np.ndarray) -> float | None:
+  """How often images of other classes than the target's go there; None without such images."""
+  victims = np.asarray(backdoor.victims(jnp.asarray(labels)))
+  hits = said == np.asarray(backdoor.relabel(jnp.asarray(labels)))
+  return float(hits[victims].mean()) if victims.any() else None
 
 
 def same(one: Normalisation, other: Normalisation) -> bool:

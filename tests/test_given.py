@@ -9,7 +9,8 @@ import pytest
 from test_run import config
 
 from rkd_jax import config as configs
-from rkd_jax import experiment, given
+from rkd_jax import experiment, first_look, given
+from rkd_jax.backdoors import badnets
 from rkd_jax.errors import UserError
 from rkd_jax.reporting import results
 
@@ -50,6 +51,28 @@ def test_its_known_trigger_is_measured_as_if_it_were_trained_here(folder, tmp_pa
   (teacher,) = manifest["teachers"]
   assert teacher["kind"] == "given"
   assert teacher["sha256"] == json.loads((folder / "done.json").read_text())["sha256"]
+
+
+@pytest.mark.parametrize("follows", [0.0, 1.01])
+def test_a_trigger_that_it_does_not_follow_is_doubted(folder, tmp_path, monkeypatch, follows):
+  monkeypatch.setattr(first_look, "FOLLOWS", follows)
+  changes = {"teacher.checkpoint": str(folder), "methods": ("none",), "clean_teacher_seeds": 0}
+  looked = run(tmp_path, **changes)[0]["given"]
+  assert 0 <= looked["trigger_rate"] <= 1
+  said = " ".join(looked["warnings"])
+  assert ("the trigger 'badnets' sends" in said) == bool(follows)
+  assert ("--config.backdoor=unknown --config.contamination=0" in said) == bool(follows)
+
+
+def test_how_often_a_trigger_works_by_hand():
+  """Images of the target's class count for nothing."""
+  backdoor = badnets.Backdoor(target=0)
+  labels, said = np.array([0, 1, 2, 3, 0]), np.array([0, 0, 2, 0, 1])
+  assert first_look.followed(backdoor, labels, said) == pytest.approx(2 / 3)
+  assert first_look.followed(backdoor, labels[[0, 4]], said[[0, 4]]) is None
+  images = np.full((2, 8, 8, 1), 10, np.uint8)
+  shown = first_look.triggered(backdoor, images)
+  assert shown.dtype == np.uint8 and (shown != images).any() and (shown == 10).any()
 
 
 def test_without_a_known_trigger_nothing_is_said_of_it(folder, tmp_path):
