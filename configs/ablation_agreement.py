@@ -12,7 +12,7 @@ The quickstart's story (digits, 5 % labelled, 2 % contaminated, BadNets; teacher
 
   python -m rkd_jax.main --config configs/ablation_agreement.py
 
-16 minutes on two CPU cores with other work beside it. Results: results/ablation_agreement/ (where
+13 minutes of training on a CPU. Results: results/ablation_agreement/ (where
 agreement_robust is what agreement_robust50 is now); readmission of a blended trigger,
 results/ablation_readmission/ (docs/reproduce.md has the commands).
 """

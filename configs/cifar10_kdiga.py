@@ -2,7 +2,7 @@
 
 Source: KDIGA (Shao et al. 2021, arXiv 2110.12072), whose tables are not at hand; networks as in the
 literature of adversarial distillation: a WRN-28-4 trained by PGD (Madry et al. 2018; 8/255, 10
-steps), ResNet-18 or WRN-16-2 students, 200 epochs, SGD .1, cosine, batch 128, crops and flips. The
+steps), WRN-16-2 or ResNet-20 students, 200 epochs, SGD .1, cosine, batch 128, crops and flips. The
 argument is the pair:
 
   a  WRN-28-4 -> WRN-16-2      b  WRN-28-4 -> ResNet-20
