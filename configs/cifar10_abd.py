@@ -64,7 +64,7 @@ def get_config(arg: str | None = None) -> Config:
   if signs:
     rounds, published = (500, 50) if short else (1250, 200)
     traffic_signs(config, short)
-  digits_abd.by_class(config, rounds, published)
+  digits_abd.by_class(config, rounds, published, classes=43 if signs else 10)
   if cmi:
     digits_abd.pooled(config, "cmi")
     config.method.cmi.jitter = not signs

@@ -58,7 +58,9 @@ def pooled(config: Config, name: str) -> None:
   config.method[name].update({"width": 32, "searches": 100, "students": 100})
   config.method.abd.update({"base": name, "rounds": 6})
   literal = config.method.abd_published.retrospection.to_dict()
-  literal |= {"detach": False, "search_decay": 0.0}  # as the published program for CMI
+  # as the published program for CMI, whose divergence is in nats
+  literal |= {"detach": False, "search_decay": 0.0, "decay": 1e-3, "inner_rate": 0.1}
+  config.method.vaccine.penalty = 0.1
   literal = {"name": "abd", "base": name, "rounds": 1, "retrospection": literal}
   del config.method.abd_published
   config.method.abd_published = literal
@@ -68,15 +70,28 @@ def pooled(config: Config, name: str) -> None:
 def shorten(config: Config) -> None:
   """What lets a few hundred rounds do in place of 80,000: a slim generator that is told what its
   images must be like. The vaccine works from the start, as published for CIFAR-10."""
-  config.method.zskt.update({"width": 32, "balance": 0.1, "statistics": 0.1, "attention": 10.0})
+  config.method.zskt.update({"width": 32, "balance": 1.0, "statistics": 1.0})
+  config.method.zskt.update({"reduction": "batchmean", "attention": 100.0})
   config.method.vaccine.trials = 0
 
 
-def by_class(config: Config, rounds: int, published: int) -> None:
+def by_class(config: Config, rounds: int, published: int, classes: int = 10) -> None:
   """`abd` seeks its perturbation by class, for so many rounds; `abd_published` as published."""
   config.unlock()
+  if config.method.zskt.reduction == "batchmean":
+    in_nats(config, classes)
   literal = {"name": "retrospection"} | config.method.retrospection.to_dict()
   config.method.abd_published = {"name": "abd", "rounds": published, "retrospection": literal}
   config.method.abd.rounds = rounds
   config.method.retrospection.update({"search": "classes", "guard": 2.0, "ascents": 5})
   config.method.retrospection.update({"share": 0.5, "weight": 2.0, "student_rate": 1e-3})
+
+
+def in_nats(config: Config, classes: int) -> None:
+  """The published divergence is a mean over the classes, T^2 K times less than one in nats: what
+  stands beside it, in the vaccine and in the inner problem of retrospection, takes its share."""
+  more = classes * config.method.zskt.temperature**2
+  config.method.vaccine.penalty *= more
+  config.method.retrospection.inner_rate /= more
+  config.method.retrospection.decay *= more
+  config.method.retrospection.search_decay *= more

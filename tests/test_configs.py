@@ -1,5 +1,9 @@
 """Every setting of every config is one that can run, and is what its docstring calls it."""
 
+import dataclasses
+
+import jax
+import numpy as np
 import pytest
 
 from configs import (
@@ -15,6 +19,7 @@ from rkd_jax import config as configs
 from rkd_jax import recipes, selection
 from rkd_jax.data.sources import load
 from rkd_jax.errors import UserError
+from rkd_jax.methods import zskt
 from rkd_jax.setup import Setup
 
 SETTINGS = [
@@ -70,18 +75,29 @@ def test_the_settings_differ_as_they_say():
 
 
 @pytest.mark.parametrize("argument", ["badnets", "short-trojan_wm", "short-gtsrb-trojan_wm"])
-def test_abd_has_the_published_share_of_the_divergence(argument):
-  """The penalty of .1 is of a mean over classes, beside a divergence that is one too."""
+def test_what_stands_beside_a_divergence_in_nats_has_its_published_share(argument):
+  """Nats are T^2 K times a mean over classes: the penalty is .1 of them, as published, and a step
+  of the inner problem moves a perturbation as far as the published one does."""
   module = cifar10_abd if argument.startswith("short") else digits_abd
-  method = module.get_config(argument).method
-  assert method.zskt.reduction == method.vaccine.reduction == "mean"
-  assert method.vaccine.penalty == 0.1 and method.zskt.balance == method.zskt.statistics == 0.1
+  classes, method = 43 if "gtsrb" in argument else 10, module.get_config(argument).method
+  spec, literal = method.zskt.to_dict(), method.abd_published.retrospection
+  nats = zskt.Method(**spec)
+  means = dataclasses.replace(nats, reduction="mean")
+  one, other = (jax.random.normal(k, (4, classes)) for k in jax.random.split(jax.random.key(0)))
+  more = nats.divergence(one, other) / means.divergence(one, other)
+  assert method.vaccine.reduction == "mean"
+  assert np.allclose(method.vaccine.penalty, 0.1 * more)
+  # inner_rate grad (decay |d|^2 - more KL) = .1 grad (.001 |d|^2 - KL)
+  assert np.allclose(literal.inner_rate * more, 0.1)
+  assert np.allclose(literal.inner_rate * literal.decay, 0.1 * 1e-3)
+  assert np.allclose(literal.search_decay, 1e-3 * more) and literal.rate == 0.1
 
 
 def test_abd_as_published_around_cmi_lets_the_plain_answer_have_its_gradient():
   literal = digits_abd.get_config("cmi-badnets").method.abd_published
   assert literal.base == "cmi" and not literal.retrospection.detach
   assert literal.retrospection.search_decay == 0 and literal.retrospection.decay == 0.001
+  assert digits_abd.get_config("cmi-badnets").method.vaccine.penalty == 0.1
 
 
 def test_traffic_signs_have_what_the_published_code_has_there():

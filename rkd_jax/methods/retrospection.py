@@ -54,7 +54,8 @@ class Method(datafree.Plugin):
       "classes" (for each class the smallest into it, kept).
     victim: whom a universal one is sought on, "teacher", or "student" in each of its turns.
     ascents: J, steps of the search a round.
-    rate: of Adam in it, and of the inner problem's step.
+    rate: of Adam in it.
+    inner_rate: of the inner problem's step.
     decay: of the perturbation's squared norm in the inner problem.
     search_decay: the same in the search for a universal one (code for CMI and OOD: 0).
     terms: K, of the hyper-gradient's series; a search by class is not differentiated through.
@@ -75,6 +76,7 @@ class Method(datafree.Plugin):
   victim: str = "teacher"
   ascents: int = 10
   rate: float = 0.1
+  inner_rate: float = 0.1
   decay: float = 1e-3
   search_decay: float = 1e-3
   terms: int = 5
@@ -94,7 +96,7 @@ class Method(datafree.Plugin):
     for field in ("ascents", "searched"):
       check_range(f"retrospection.{field}", getattr(self, field), 1, 10**5)
     check_range("retrospection.terms", self.terms, 0, 10**5)
-    for field in ("weight", "rate", "decay", "search_decay", "price", "guard"):
+    for field in ("weight", "rate", "inner_rate", "decay", "search_decay", "price", "guard"):
       check_range(f"retrospection.{field}", getattr(self, field), 0, 1e6)
     for field in ("share", "success", "outlier"):
       check_range(f"retrospection.{field}", getattr(self, field), 0, 1)
@@ -254,7 +256,7 @@ class Method(datafree.Plugin):
       seen = jnp.clip(moved(std, images, (self.guard or 1.0) * delta * marked), 0, 1)
       price = self.weight * batch["suspicious"]
     else:
-      phi = inner(divergence, std, self.rate, self.decay)
+      phi = inner(divergence, std, self.inner_rate, self.decay)
       delta = optimum(phi, student, images, delta, self.terms)
       seen, price = moved(std, images, delta * marked), self.weight
     psi = outer(student, divergence, images, seen, self.detach)
