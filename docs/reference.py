@@ -409,5 +409,13 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def fill(markdown: str) -> str:
-  """A page with what is generated in the places that name it: `<!-- generated: config run -->`."""
-  return re.sub(r"<!-- generated: ([\w ]+) -->", lambda found: PAGES[found[1]](), markdown)
+  """A page with what is generated in the places that name it: `<!-- generated: config run -->`.
+
+  What lies between such a line and `<!-- /generated -->` is made again.
+  """
+  kept = re.sub(
+    r"<!-- generated: ([\w ]+) -->\n(?:(?!<!-- ).*\n)*<!-- /generated -->",
+    lambda found: PAGES[found[1]](),
+    markdown,
+  )
+  return re.sub(r"<!-- generated: ([\w ]+) -->", lambda found: PAGES[found[1]](), kept)

@@ -2,11 +2,14 @@
 
 import ast
 import importlib
+import pathlib
 
 import pytest
 
 from docs import reference
 from rkd_jax import config, lookup, recipes
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_every_key_is_there_once():
@@ -88,6 +91,14 @@ def test_methods_are_in_the_groups_that_their_code_says():
 
 def test_text_stays_text():
   assert reference.escaped("a|b *c* `d|e_f` g_h") == r"a\|b \*c\* `d\|e_f` g\_h"
+
+
+def test_what_is_kept_in_a_page_is_what_would_be_generated():
+  kept = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+  wanted = f"<!-- generated: metrics -->\n{reference.metrics_page()}\n<!-- /generated -->"
+  assert wanted in kept, f"docs/concepts.md lacks or has an older form of:\n{wanted}"
+  filled = reference.fill(kept)
+  assert reference.metrics_page() in filled and "generated -->" not in filled
 
 
 def test_pages_name_every_part():
