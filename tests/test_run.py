@@ -235,7 +235,7 @@ def test_eight_devices_tell_the_same(distilled, tmp_path):
   # Sums are added in another order, and what differs in the last bit grows with every step. After
   # one epoch a network's answers are nearly ties, so some of them turn.
   assert max(gaps.values()) < 5e-3
-  assert np.mean([*same.values()]) >= 0.99 and min(same.values()) >= 0.95
+  assert np.mean([*same.values()]) >= 0.98 and min(same.values()) >= 0.95
 
 
 def test_teachers_are_trained_once_for_two_workdirs(distilled):

@@ -64,7 +64,7 @@ class Method(base.Method):
     return attack.blend(learned, self.cap)
 
   def poisoned(self, learned, images):
-    return Backdoor(target=self.target, **self.trigger(learned)).put(images)
+    return Backdoor(target=self.target, rounding=False, **self.trigger(learned)).put(images)
 
   def loss(self, player, variables, state, batch, targets, key, step):
     goal = jnp.full_like(batch["label"], self.target)
