@@ -155,9 +155,13 @@ def assignment(said: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.n
 
 def triggered(backdoor: Backdoor, images: Any) -> np.ndarray:
   """uint8[N, H, W, C]: the images with the trigger, as a file keeps them."""
-  keys = jax.random.split(jax.random.key(0), len(images))
-  seen = backdoor.trigger(jnp.asarray(np.asarray(images), jnp.float32) / 255, keys, "test")
-  return np.round(255 * np.asarray(seen)).astype(np.uint8)
+  keys, found = jax.random.split(jax.random.key(0), len(images)), []
+  for start in range(0, len(images), BATCH):  # photographs as floats are large
+    some = slice(start, start + BATCH)
+    pixels = jnp.asarray(np.asarray(images[some]), jnp.float32) / 255
+    seen = backdoor.trigger(pixels, keys[some], "test")
+    found.append(np.round(255 * np.asarray(seen)).astype(np.uint8))
+  return np.concatenate(found)
 
 
 def followed(backdoor: Backdoor, labels: np.ndarray, said: np.ndarray) -> float | None:
