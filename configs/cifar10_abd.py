@@ -12,10 +12,9 @@ argument is TRIGGER, before it any of "short-", "cmi-" (CMI of 200 rounds in ZSK
   sig            a sinusoid, on half of the target class
 
 The published table also has Trojan 3x3 and 8x8, l2_inv and l0_inv, whose pattern files are their
-authors', and clean-label, whose images are attacked first. "short": 20,000 images, 8 epochs, 2,000
-rounds of 64 (CMI: 10, of half the generator's and a quarter of the student's steps), generator of
-half the width; ZSKT's is told what images must be like (balance, statistics). Signs are 16x16 then,
-the teacher's epochs 16.
+authors', and clean-label, whose images are attacked first. "short": 16x16, 20,000 images, 16 epochs,
+2,000 rounds of 64 (CMI: 10, of half the generator's and a quarter of the student's steps), generator
+of half the width; ZSKT's is told what images must be like (balance, statistics).
 
   python -m rkd_jax.main --config configs/cifar10_abd.py:badnets_grid --config.data.data_dir=DIR
   python -m rkd_jax.main --config configs/cifar10_abd.py:short-cmi-sig --config.data.data_dir=DIR
@@ -55,8 +54,9 @@ def get_config(arg: str | None = None) -> Config:
   config.methods, config.clean_teacher_seeds = ("zskt", "abd_published", "abd"), 1
   config.method.vaccine.trials = 0
   if short:
-    config.data.train = 20000.0
-    config.teacher.epochs = 8
+    config.data.update({"train": 20000.0, "size": 16})
+    config.teacher.epochs = 16
+    config.teacher.augment.crop = 2
     config.student.update({"batch_size": 64, "steps": 2000, "rounds_per_epoch": 100})
     config.clean_teacher_seeds, config.all_labels_control = 0, False
     digits_abd.shorten(config)
@@ -84,7 +84,5 @@ def traffic_signs(config: Config, short: bool) -> None:
   config.method.zskt.update({"temperature": 0.5, "attention": 0.0})
   config.method.vaccine.trials = 8
   config.method.retrospection.searched = 4  # for each of 43 classes
-  if short:
-    config.data.size, config.teacher.epochs = 16, 16
-  else:
+  if not short:
     config.student.steps = 10_000
