@@ -12,9 +12,9 @@ argument is TRIGGER, before it any of "short-", "cmi-" (CMI of 200 rounds in ZSK
   sig            a sinusoid, on half of the target class
 
 The published table also has Trojan 3x3 and 8x8, l2_inv and l0_inv, whose pattern files are their
-authors', and clean-label, whose images are attacked first. "short": 16x16, 20,000 images, 16 epochs,
-2,000 rounds of 64 (CMI: 10, of half the generator's and a quarter of the student's steps), generator
-of half the width; ZSKT's is told what images must be like (balance, statistics).
+authors', and clean-label, whose images are attacked first. "short": 16x16, 20,000 images, 16
+epochs, 2,000 rounds of 64 (CMI: 10, of half the generator's and a quarter of the student's steps),
+generator of half the width; ZSKT's is told what images must be like (balance, statistics).
 
   python -m rkd_jax.main --config configs/cifar10_abd.py:badnets_grid --config.data.data_dir=DIR
   python -m rkd_jax.main --config configs/cifar10_abd.py:short-cmi-sig --config.data.data_dir=DIR

@@ -82,7 +82,7 @@ def _check_images(found: Given, dataset: Dataset) -> None:
   if side and (height, width) != (side, side):
     raise UserError(
       f"The teacher in {found.path} sees images of {side} x {side} pixels; {dataset.name!r} has "
-      f"{height} x {width}. Say --config.data.size={side}, where the data are a folder of images."
+      f"{height} x {width}. Say --config.data.size={side}."
     )
 
 

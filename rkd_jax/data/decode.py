@@ -95,11 +95,20 @@ def resized_crop(data: bytes, name: str, box: Box, size: int, channels: int = 3)
   return _resized(data, name, header, window, size, size, channels)
 
 
+def fit(pixels: np.ndarray, size: int) -> np.ndarray:
+  """As `decode`, of an image that is decoded: uint8[H, W, C] -> uint8[size, size, C]."""
+  return _windowed(pixels, size, _middle(pixels.shape[:2], size, size))
+
+
 def crop_array(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
-  """The same of an image that is decoded: uint8[H, W, C] -> uint8[size, size, C]."""
+  """As `resized_crop`, of an image that is decoded: uint8[H, W, C] -> uint8[size, size, C]."""
   top, left, height, width = box
+  return _windowed(pixels, size, (left, top, left + width, top + height))
+
+
+def _windowed(pixels: np.ndarray, size: int, window: tuple[float, ...]) -> np.ndarray:
+  """The window (left, top, right, bottom), resized to a square."""
   image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-  window = (left, top, left + width, top + height)
   return _array(image.resize((size, size), Image.Resampling.BILINEAR, box=window))
 
 

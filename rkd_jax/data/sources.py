@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rkd_jax.data import folder, npz, seeds, splits
+from rkd_jax.data import decode, folder, npz, seeds, splits
 from rkd_jax.data.lazy import Images, Lazy
 from rkd_jax.data.reading import Options
 from rkd_jax.errors import UserError
@@ -108,8 +108,8 @@ def load(
       on a count.
     test: the same for the test part of a data set that has none of its own; others keep theirs.
     train: how much of what is then left to train on is used, class-balanced; 0: all.
-    options: how image files are read, and where unlabelled ones lie. `size` and `memory` concern
-      folders and zip files alone.
+    options: how image files are read, and where unlabelled ones lie. `memory` and `skip_corrupt`
+      concern folders and zip files alone.
 
   Raises:
     UserError: if the data set is unknown, not prepared, or not of equally large labelled images,
@@ -153,12 +153,18 @@ def _read(
     found = folder.read(argument, data_dir, options)
     official = Split(*found.test) if found.test else None
     return Split(*found.train), official, found.names, found.skipped
-  if options.size:
-    raise UserError(
-      f"config.data.size is {options.size}, but {kind!r} comes in the size it has; only images of "
-      "a 'folder:' are resized. Leave config.data.size at 0."
-    )
-  return *SOURCES[kind](argument, data_dir), ()
+  train, test, names = SOURCES[kind](argument, data_dir)
+  return _fitted(train, options.size), test and _fitted(test, options.size), names, ()
+
+
+def _fitted(split: Split, size: int) -> Split:
+  """The split with its images size x size, as a folder's would be; 0: as they are."""
+  if not size or split.images.shape[1:3] == (size, size):
+    return split
+  images = np.empty((len(split), size, size, split.images.shape[-1]), np.uint8)
+  for row, image in enumerate(split.images):
+    images[row] = decode.fit(image, size)
+  return Split(images, split.labels)
 
 
 def _unlabelled(

@@ -43,7 +43,7 @@ class Generator(nn.Module):
     if height % 4 or width % 4 or not (height and width):
       raise UserError(
         f"The generator doubles its images' sides twice, so they must be multiples of 4; these are "
-        f"{height}x{width}. Resize the data, as with --config.data.size for a folder."
+        f"{height}x{width}. Resize the data, as with --config.data.size=32."
       )
     check_range("generator.width", self.width, 1, 10**4)
     super().__post_init__()

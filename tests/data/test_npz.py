@@ -195,5 +195,3 @@ def test_names_and_options(tmp_path):
     load(tmp_path)
   with pytest.raises(UserError, match="'npz:' is no file"):
     sources.load("npz:", str(tmp_path), 0, 4, 4)
-  with pytest.raises(UserError, match=r"config\.data\.size is 8, but 'npz' comes in the size"):
-    load(saved(tmp_path, **BOTH), size=8)

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tensorflow_datasets.core import registered
 
-from rkd_jax.data import sources
+from rkd_jax.data import decode, sources
 from rkd_jax.data.lazy import Lazy
 from rkd_jax.data.reading import Options
 from rkd_jax.errors import UserError
@@ -243,12 +243,22 @@ def test_a_fingerprint_stays_what_it_is():
     assert sources.load("digits", None, seed, holdout, test).fingerprint == expected
 
 
-def test_only_folders_are_resized(prepared):
-  for name in ("digits", "tfds:pets"):
-    with pytest.raises(
-      UserError, match=r"config\.data\.size is 8, but '\w+' comes in the size it has"
-    ):
-      sources.load(name, prepared, 0, 3, 3, options=Options(size=8))
+def test_any_source_is_resized():
+  whole, small = (
+    sources.load("digits", None, 0, 3, 3, options=Options(size=size)) for size in (0, 4)
+  )
+  assert small.image_shape == (4, 4, 1)
+  np.testing.assert_array_equal(small.train.labels, whole.train.labels)
+  means = whole.train.images.reshape(-1, 4, 4, 4, 4, 1).mean((2, 4))
+  # antialiased bilinear: a triangle as wide as two pixels, so like the mean of one, but smoother
+  assert np.corrcoef(means.ravel(), small.train.images.ravel())[0, 1] > 0.95
+  assert whole.fingerprint != small.fingerprint
+
+
+def test_the_middle_is_taken_as_from_files():
+  pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+  from_file = decode.decode(png(pixels), "a.png", size=8)
+  np.testing.assert_array_equal(decode.fit(pixels, 8), from_file)
 
 
 class Counted:
