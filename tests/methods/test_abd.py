@@ -25,7 +25,7 @@ BASE = zskt.Method(width=2, noise=3, students=2)
 FIRST = vaccine.Method(base=BASE, layers=1, skip=0, window=2, trials=2)
 SECOND = retrospection.Method(base=BASE, ascents=2, terms=2)
 BY_CLASS = dataclasses.replace(SECOND, search="classes", share=0.5, success=0.0)
-GUARDED = dataclasses.replace(BY_CLASS, outlier=1.0, guard=2.0)
+GUARDED = dataclasses.replace(BY_CLASS, outlier=1.0, guard=2.0, radius=1.5)
 CONTRAST = cmi.Method(searches=1, students=1, pool=2, bank=20, negatives=6, noise=3, width=2)
 POOLED = dataclasses.replace(GUARDED, base=CONTRAST)
 STAGES = {"vaccine": FIRST, "retrospection": SECOND, "by class": GUARDED, "pooled": POOLED}
@@ -391,7 +391,7 @@ def looking(method, small=0.1):
   deltas = 0.1 * jax.random.normal(jax.random.key(0), (3, 8, 8, 1)).at[1].multiply(small)
   made = {"generator": lambda noise: GREY, "source": lambda noise: GREY - 0.1}
   networks = {"teacher": teacher(), "student": teacher(4), "perturbation": deltas, **made}
-  return networks, {"base": NOISE, **HITS}, deltas
+  return networks, {"base": NOISE, **HITS, "student_delta": deltas[2:]}, deltas
 
 
 @pytest.mark.parametrize("success", [0.0, 1.0])
@@ -433,6 +433,44 @@ def test_what_a_search_by_class_decided(outlier, said):
   assert SECOND.outcome(variables, state) == ""
 
 
+def test_a_step_towards_a_class_by_hand():
+  net, std = shortcut(), Linear.std
+  images = jnp.full((5, 4, 4, 1), 0.5)
+
+  def toward(delta, radius):
+    return retrospection.towards(net, std, images, jnp.int32(1), delta, radius)
+
+  weights = net.params["w"]
+  answer = jax.nn.softmax(net(images[:1], train=False)[0].logits)[0]
+  uphill = (weights @ (jnp.array([0.0, 1, 0]) - answer)).reshape(1, 4, 4, 1)
+  still = jnp.zeros((1, 4, 4, 1))
+  step = toward(still, 0.2)
+  np.testing.assert_allclose(step, 0.2 * uphill / jnp.linalg.norm(uphill), rtol=1e-4, atol=1e-6)
+  again = toward(step, 0.2)  # two steps are longer than the radius: back to the ball
+  assert float(jnp.linalg.norm(again)) == pytest.approx(0.2, rel=1e-5)
+  np.testing.assert_allclose(toward(still, 0.0), 0, atol=1e-9)
+
+
+def test_half_of_what_the_student_looks_back_on_is_its_own(monkeypatch):
+  method = dataclasses.replace(GUARDED, share=1.0)
+  variables, state, deltas = looking(method)
+  shown, outer = [], retrospection.outer
+
+  def looked(student, divergence, images, seen, detach):
+    shown.append(np.asarray((seen - images) / variables["teacher"].module.std[0]))
+    return outer(student, divergence, images, seen, detach)
+
+  monkeypatch.setattr(retrospection, "outer", looked)
+  batch = method.shared("student", variables, state, NOISE, None, jax.random.key(2), 0)
+  _, aux = method.loss("student", variables, state, batch, None, jax.random.key(3), 0)
+  own, found = aux.state["student_delta"][0], method.guard * deltas[1]
+  size = method.radius * float(jnp.linalg.norm(deltas[1]))
+  assert 0 < float(jnp.linalg.norm(own)) <= size * (1 + 1e-5)
+  assert not jnp.array_equal(own, deltas[2])
+  near = [[np.allclose(seen, delta, atol=1e-4) for delta in (own, found)] for seen in shown[0]]
+  assert np.sum(near, 0).tolist() == [3, 3]
+
+
 def test_each_step_of_the_search_looks_at_other_images(monkeypatch):
   method = dataclasses.replace(BY_CLASS, searched=2)
   variables, state, _ = looking(method)
@@ -470,13 +508,13 @@ def test_a_student_of_another_normalisation_sees_the_same_pixels(method, monkeyp
 
   monkeypatch.setattr(retrospection, "outer", outer)
   method = dataclasses.replace(method, share=1.0, terms=0)
-  variables, state, _ = looking(method)
+  variables, _, _ = looking(method)
   delta = 0.1 * jax.random.normal(jax.random.key(7), (1, 8, 8, 1))
   batch = {"image": GREY, "delta": delta, "suspicious": 1.0, **NOISE}
   for std in (0.25, 0.5):
     module = dataclasses.replace(TINY, std=(std,))
     student = Bound(module, variables["student"].variables)
-    method._looking_back({**variables, "student": student}, state, batch, jax.random.key(3))
+    method._looking_back({**variables, "student": student}, batch, GREY, jax.random.key(3))
   np.testing.assert_array_equal(*shown)
   np.testing.assert_allclose(shown[0][0], TINY.std[0] * delta[0], atol=1e-6)
 
@@ -520,7 +558,7 @@ def test_perturbations_are_sought_on_the_pool_as_it_was_given():
   variables, memory = toy.program.bind({**frozen, **state.roles}), state.memory
   base = memory["base"]
   later = {**memory, "base": {**base, "images": jnp.ones_like(base["images"])}}
-  batch = {"round": jnp.int32(1), "slot": jnp.arange(8), "suspicious": 1.0}
+  batch = {"round": jnp.int32(1), "slot": jnp.arange(8), "suspicious": 1.0, "goal": jnp.int32(0)}
   batch["delta"] = variables["perturbation"][:1]
   given, own = POOLED._given(variables, memory)
   seen = POOLED.images("perturbation", given, own, batch, jax.random.key(1))
@@ -621,7 +659,8 @@ def without_biases(roles):
     (vaccine, {"teachers": 0}, "vaccine.teachers"),
     (vaccine, {"tail": 2.0}, "vaccine.tail"),
     (retrospection, {"search": "everywhere"}, "choose universal or classes"),
-    (retrospection, {"guard": 2.0}, 'search="classes" finds'),
+    (retrospection, {"guard": 2.0}, 'guard is of what retrospection.search="classes" finds'),
+    (retrospection, {"radius": 1.0}, 'radius is of what retrospection.search="classes" finds'),
   ],
 )
 def test_wrong_fields_are_refused(stage, fields, said):
