@@ -106,7 +106,9 @@ def crop_array(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
   return _windowed(pixels, size, (left, top, left + width, top + height))
 
 
-def _windowed(pixels: np.ndarray, size: int, window: tuple[float, ...]) -> np.ndarray:
+def _windowed(
+  pixels: np.ndarray, size: int, window: tuple[float, float, float, float]
+) -> np.ndarray:
   """The window (left, top, right, bottom), resized to a square."""
   image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
   return _array(image.resize((size, size), Image.Resampling.BILINEAR, box=window))

@@ -162,8 +162,8 @@ def _fitted(split: Split, size: int) -> Split:
   if not size or split.images.shape[1:3] == (size, size):
     return split
   images = np.empty((len(split), size, size, split.images.shape[-1]), np.uint8)
-  for row, image in enumerate(split.images):
-    images[row] = decode.fit(image, size)
+  for row in range(len(split)):
+    images[row] = decode.fit(split.images[row], size)
   return Split(images, split.labels)
 
 
