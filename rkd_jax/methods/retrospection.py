@@ -19,6 +19,9 @@ to): what is added to an image in [0, 1] is `std` times as much, unclipped. What
   If one works and is far smaller than most, it is what the student looks back on; `guard` also
   takes it away from all that the generator makes, which must find out what else makes the class.
   Images that still lean on it teach nothing: those of the class that leave it with one guard more.
+- `radius` is ours too. The smallest perturbation is a part of the trigger, and a student that has
+  unlearned the part may follow the whole. So it also looks back on a perturbation of its own, into
+  the same class and not much larger, a step further in each of its turns: what it still follows.
 """
 
 import dataclasses
@@ -29,6 +32,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from rkd_jax import losses
 from rkd_jax.errors import UserError, check_range
 from rkd_jax.implicit import fixed_point
 from rkd_jax.methods import base, datafree, inversion
@@ -37,6 +41,7 @@ from rkd_jax.repeat import repeat
 
 Divergence = Callable[[jax.Array, jax.Array], jax.Array]  # logits, logits -> float[B]
 Std = tuple[float, ...]  # of the teacher's pixels, a channel each
+TINY = 1e-20  # beside a squared norm
 START = 0.01  # of the perturbation, uniform in its sign
 B1, B2, EPSILON = 0.9, 0.999, 1e-8  # of Adam
 CHOICES = {"search": ("universal", "classes"), "victim": ("teacher", "student")}
@@ -65,6 +70,8 @@ class Method(datafree.Plugin):
     guard: how many times a suspected class's perturbation is taken away from what the generator
       makes, and added where the student looks back; 0: nothing is taken away, once is added, and
       images that lean on it teach.
+    radius: l_2 norm of the student's own perturbation into a suspected class, of which half the
+      perturbed images are shown: so many times that of the class's; 0: there is none.
     share: of the batch that the student sees perturbed.
     detach: whether the student's plain answer is a constant in psi.
     weight: of psi.
@@ -84,6 +91,7 @@ class Method(datafree.Plugin):
   searched: int = 16
   outlier: float = 0.5
   guard: float = 0.0
+  radius: float = 0.0
   share: float = 0.02
   detach: bool = True
   weight: float = 1.0
@@ -95,14 +103,18 @@ class Method(datafree.Plugin):
     for field in ("ascents", "searched"):
       check_range(f"retrospection.{field}", getattr(self, field), 1, 10**5)
     check_range("retrospection.terms", self.terms, 0, 10**5)
-    for field in ("weight", "rate", "inner_rate", "decay", "search_decay", "price", "guard"):
+    for field in (
+      "weight", "rate", "inner_rate", "decay", "search_decay", "price", "guard", "radius",
+    ):  # fmt: skip
       check_range(f"retrospection.{field}", getattr(self, field), 0, 1e6)
     for field in ("share", "success", "outlier"):
       check_range(f"retrospection.{field}", getattr(self, field), 0, 1)
-    if self.guard and not self.by_class:
-      raise UserError(
-        'retrospection.guard is what retrospection.search="classes" finds; set that, or guard=0.'
-      )
+    for field in ("guard", "radius"):
+      if getattr(self, field) and not self.by_class:
+        raise UserError(
+          f'retrospection.{field} is of what retrospection.search="classes" finds; set that, or '
+          f"{field}=0."
+        )
 
   @property
   def by_class(self) -> bool:
@@ -146,7 +158,12 @@ class Method(datafree.Plugin):
 
   def init_state(self, key, variables, example):
     state = super().init_state(key, variables, example)
-    return {**state, **inversion.untallied(example.classes)} if self.by_class else state
+    if self.by_class:
+      state = {**state, **inversion.untallied(example.classes)}
+    if self.radius:
+      shape = variables["teacher"].module.image_shape
+      state["student_delta"] = beside(jax.random.fold_in(self.own(key), 1), (1, *shape))
+    return state
 
   def shared(self, player, variables, state, batch, targets, key, step):
     if player == SEEKER:
@@ -156,7 +173,7 @@ class Method(datafree.Plugin):
     batch = super().shared(player, variables, state, batch, targets, key, step)
     if player == "student" and self.by_class:
       suspect = self._suspect(variables, state)
-      batch = {**batch, "delta": suspect.delta, "suspicious": suspect.on}
+      batch = {**batch, "delta": suspect.delta, "suspicious": suspect.on, "goal": suspect.label}
       if self.guard and "image" in batch:
         batch["leaning"] = self._leaning(variables, state, batch["image"])
       return batch
@@ -176,7 +193,12 @@ class Method(datafree.Plugin):
       terms = datafree.without(terms, leaning)
       aux = dataclasses.replace(aux, metrics={**aux.metrics, "leaning": leaning})
     if player == "student":
-      terms["retrospection"] = self._looking_back(variables, state, batch, key)
+      images = self.images("student", variables, state, batch, key)
+      if self.radius:
+        batch = {**batch, "student_delta": self._follows(variables, state, batch, images)}
+        kept = {"student_delta": batch["student_delta"]}
+        aux = dataclasses.replace(aux, state=(state if aux.state is None else aux.state) | kept)
+      terms["retrospection"] = self._looking_back(variables, batch, images, key)
     return terms, aux
 
   def invent(self, key, variables, state, count):
@@ -230,16 +252,26 @@ class Method(datafree.Plugin):
     state = {**state, **inversion.tallied(state, weight, hit)}
     return terms, base.Aux(state=state, metrics=metrics)
 
-  def _looking_back(self, variables, state, batch, key) -> tuple[jax.Array, jax.Array]:
+  def _follows(self, variables, state, batch, images) -> jax.Array:
+    """float[1, H, W, C]: the student's own perturbation into a suspected class, a step further."""
+    size = self.radius * jnp.sqrt(jnp.square(batch["delta"]).sum())
+    std, student = variables["teacher"].module.std, variables["student"]
+    return towards(student, std, images, batch["goal"], state["student_delta"], size)
+
+  def _looking_back(self, variables, batch, images, key) -> tuple[jax.Array, jax.Array]:
     """The term."""
-    images, student = self.images("student", variables, state, batch, key), variables["student"]
+    student = variables["student"]
     divergence, std, key = self.base.looks_back, variables["teacher"].module.std, self.own(key)
     delta = batch["delta"] if "delta" in batch else self._universal(variables, images, key)
     count = max(1, int(self.share * len(images)))
     drawn = jax.random.permutation(jax.random.fold_in(key, 1), len(images))
     marked = (drawn < count).astype(images.dtype).reshape(-1, 1, 1, 1)
     if self.by_class:
-      seen = jnp.clip(moved(std, images, (self.guard or 1.0) * delta * marked), 0, 1)
+      shown = (self.guard or 1.0) * delta
+      if self.radius:
+        own = (drawn < count // 2).reshape(marked.shape)
+        shown = jnp.where(own, batch["student_delta"], shown)
+      seen = jnp.clip(moved(std, images, shown * marked), 0, 1)
       price = self.weight * batch["suspicious"]
     else:
       phi = inner(divergence, std, self.inner_rate, self.decay)
@@ -364,6 +396,32 @@ def reach(
   seen = jnp.clip(moved(network.module.std, images[None], deltas[:, None]), 0, 1)
   value, weight, hit = inversion.flips(network, seen, labels)
   return {"flip": (value, weight), "size": price * lengths(deltas).mean()}, weight, hit
+
+
+def towards(
+  network: Bound, std: Std, images: jax.Array, label: jax.Array, delta: jax.Array, radius: jax.Array
+) -> jax.Array:
+  """A step of a universal perturbation into a class, as long as the radius, back into its ball.
+
+  Projected ascent as Madry et al. 2018's (arXiv:1706.06083), over a batch instead of an image, and
+  kept from step to step as in Shafahi et al. 2019 (arXiv:1904.12843).
+
+  Args:
+    images: float[B, H, W, C] in [0, 1], where they stay.
+    label: int[], the class.
+    delta: float[1, H, W, C], in standard deviations.
+    radius: float[], of the l_2 ball around 0.
+  """
+
+  def objective(delta):
+    seen = jnp.clip(moved(std, images, delta), 0, 1)
+    logits = network(seen, train=False)[0].logits
+    return losses.cross_entropy(logits, jnp.broadcast_to(label, len(images))).mean()
+
+  norm = lambda x: jnp.sqrt(jnp.square(x).sum() + TINY)  # noqa: E731
+  gradient = jax.grad(objective)(delta)
+  further = delta - radius * gradient / norm(gradient)
+  return jax.lax.stop_gradient(further * jnp.minimum(1.0, radius / norm(further)))
 
 
 def lengths(deltas: jax.Array) -> jax.Array:
