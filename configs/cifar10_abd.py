@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> Config:
     config.student.update({"batch_size": 64, "steps": 2000, "rounds_per_epoch": 100})
     config.clean_teacher_seeds, config.all_labels_control = 0, False
     digits_abd.shorten(config)
-  rounds, published = (1000, 50) if short else (10_000, 600)
+  rounds, published = (300, 50) if short else (10_000, 600)
   if signs:
     rounds, published = (500, 50) if short else (1250, 200)
     traffic_signs(config, short)

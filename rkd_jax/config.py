@@ -49,7 +49,7 @@ def default() -> Config:
       "holdout": 0.1,  # the clean hold-out: a fraction of the images, or from 1 on a count
       "test": 0.2,  # the same for the test part, where the data set has none
       "train": 0.0,  # what of the rest is used, a fraction or a count; 0: all
-      "size": 0,  # images of a folder: resized and cropped to squares; 0: all have one size
+      "size": 0,  # images are resized and cropped to squares; 0: they stay as they are
       "memory_mib": 2048,  # a folder that takes more as pixels stays on disk
       "skip_corrupt": False,  # leave out images that cannot be read, and say so
       "unlabelled": "",  # folder or zip file of further images for the student; "": none

@@ -22,7 +22,7 @@ class Options:
 
   Attributes:
     size: 0: images have one size, and keep it; else each is resized, shorter side first, and its
-      middle size x size pixels are taken.
+      middle size x size pixels are taken (also of images that are no files).
     memory: bytes; image files that take more as pixels are decoded when they are asked for.
     skip_corrupt: leave out what cannot be read, and say so, instead of refusing it all.
     unlabelled: path of a folder or zip file of images without labels, for the student; "": none.
