@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     "--holdout", type=float, help="of the images, for the searches: config.data.holdout"
   )
   file.add_argument("--test", type=float, help="of the images, left alone: config.data.test")
-  file.add_argument("--size", type=int, help="of a folder's images: config.data.size")
+  file.add_argument("--size", type=int, help="of the images: config.data.size")
   file.add_argument("--unlabelled", help="images that may be triggered: config.data.unlabelled")
   file.add_argument("--network", help="its architecture, where the file leaves it open")
   file.add_argument("--mean", type=numbers, help="of its pixels in [0, 1], as 0.5,0.5,0.5")
