@@ -33,7 +33,7 @@ import optax
 
 from rkd_jax import config as configs
 from rkd_jax import experiment, recipes
-from rkd_jax.methods import inversion, retrospection, vaccine
+from rkd_jax.methods import inversion, retrospection, unlearning, vaccine
 from rkd_jax.reporting.files import write_json
 from rkd_jax.reporting.progress import Reporter
 from rkd_jax.runner import Runner
@@ -59,7 +59,7 @@ def kept(teacher: Any, shown: dict[str, jax.Array]) -> dict[str, dict[str, list[
 
 
 def by_class(teacher: Any, images: jax.Array, labels: jax.Array, method: Any) -> dict[str, Any]:
-  """The search of `retrospection.Method`, outside a phase: {"sizes", "rates"}, a number a class."""
+  """The search of `unlearning.Method`, outside a phase: {"sizes", "rates"}, a number a class."""
   shape = (teacher.module.classes, *teacher.module.image_shape)
   deltas = retrospection.beside(jax.random.key(0), shape)
   adam, known = optax.adam(method.rate), inversion.untallied(len(deltas))
@@ -67,7 +67,7 @@ def by_class(teacher: Any, images: jax.Array, labels: jax.Array, method: Any) ->
   @jax.jit
   def move(deltas, state, known, images, labels):
     def objective(deltas):
-      terms, *tally = retrospection.reach(teacher, images, labels, deltas, method.price)
+      terms, *tally = unlearning.reach(teacher, images, labels, deltas, method.price)
       return update.reduce_terms(terms)[0], tally
 
     gradient, tally = jax.grad(objective, has_aux=True)(deltas)
@@ -78,7 +78,7 @@ def by_class(teacher: Any, images: jax.Array, labels: jax.Array, method: Any) ->
   for step in range(STEPS):
     rows = np.arange(step * method.searched, (step + 1) * method.searched) % len(images)
     deltas, state, known = move(deltas, state, known, images[rows], labels[rows])
-  sizes, rates = retrospection.lengths(deltas), inversion.rates_of(known)
+  sizes, rates = unlearning.lengths(deltas), inversion.rates_of(known)
   who = inversion.suspected(sizes, rates, method.success)
   return {"sizes": sizes.tolist(), "rates": rates.tolist(), "suspected": int(who)}
 
@@ -87,7 +87,7 @@ def found(
   networks: Any, memory: Any, guard: float, clean: jax.Array, triggered: jax.Array, target: int
 ) -> dict[str, Any]:
   """What a finished search by class found, beside the trigger; images of other classes than it."""
-  teacher, deltas = networks["teacher"], networks[retrospection.SEEKER]
+  teacher, deltas = networks["teacher"], networks[unlearning.SEEKER]
   shown = {
     name: jnp.clip(retrospection.moved(teacher.module.std, clean, times * deltas[target]), 0, 1)
     for name, times in (("found", 1.0), ("guard", guard))
@@ -101,7 +101,7 @@ def found(
     return float((answers == target).mean())
 
   return {
-    "sizes": retrospection.lengths(deltas).tolist(),
+    "sizes": unlearning.lengths(deltas).tolist(),
     "rates": inversion.rates_of(memory).tolist(),
     "trigger_size": float(jnp.abs(trigger).sum((1, 2, 3)).mean()),
     "cosine": float(mean @ own / jnp.linalg.norm(mean) / jnp.linalg.norm(own)),
@@ -152,7 +152,8 @@ def main() -> None:
   labels = teacher(images, train=False)[0].logits.argmax(-1)
   of_target = np.asarray(labels) == config.target
   there = np.asarray(images)[:, place].mean((1, 2))
-  how, search = (teacher.module.std, method.looks_back), (second.rate, second.search_decay)
+  published: Any = phases["abd_published"]["student"].method
+  how, search = (teacher.module.std, method.looks_back), (published.rate, published.search_decay)
   delta = retrospection.universal(teacher, *how, invented[0], jax.random.key(0), 10, *search)[0]
   report = {
     "schema": 1, **measure.context(), "trigger": options.trigger, "seed": options.seed,

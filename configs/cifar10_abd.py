@@ -64,7 +64,7 @@ def get_config(arg: str | None = None) -> Config:
   if signs:
     rounds, published = (500, 50) if short else (1250, 200)
     traffic_signs(config, short)
-  digits_abd.by_class(config, rounds, published, classes=43 if signs else 10)
+  digits_abd.two_ways(config, rounds, published, classes=43 if signs else 10)
   if cmi:
     digits_abd.pooled(config, "cmi")
     config.method.cmi.jitter = not signs
@@ -83,6 +83,6 @@ def traffic_signs(config: Config, short: bool) -> None:
   config.teacher.augment.update({"crop": 2, "flip": False})
   config.method.zskt.update({"temperature": 0.5, "attention": 0.0})
   config.method.vaccine.trials = 8
-  config.method.retrospection.searched = 4  # for each of 43 classes
+  config.method.unlearning.searched = 4  # for each of 43 classes
   if not short:
     config.student.steps = 10_000

@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> Config:
   config.clean_teacher_seeds = 1
   config.methods = ("zskt", "abd_published", "abd")
   shorten(config)
-  by_class(config, rounds=250, published=20)
+  two_ways(config, rounds=250, published=20)
   if name == "cmi":
     pooled(config, name)
   return config
@@ -57,14 +57,12 @@ def pooled(config: Config, name: str) -> None:
   config.save_every = 1  # a round is two hundred steps
   config.method[name].update({"width": 32, "searches": 100, "students": 100})
   config.method.abd.update({"base": name, "rounds": 6})
-  literal = config.method.abd_published.retrospection.to_dict()
   # as the published program for CMI, whose divergence is in nats
-  literal |= {"detach": False, "search_decay": 0.0, "decay": 1e-3, "inner_rate": 0.1}
+  config.method.retrospection.update({"detach": False, "search_decay": 0.0})
+  config.method.retrospection.update({"decay": 1e-3, "inner_rate": 0.1})
   config.method.vaccine.penalty = 0.1
-  literal = {"name": "abd", "base": name, "rounds": 1, "retrospection": literal}
-  del config.method.abd_published
-  config.method.abd_published = literal
-  config.method.retrospection.ascents = 60
+  config.method.abd_published.update({"base": name, "rounds": 1})
+  config.method.unlearning.ascents = 60
 
 
 def shorten(config: Config) -> None:
@@ -75,17 +73,13 @@ def shorten(config: Config) -> None:
   config.method.vaccine.trials = 0
 
 
-def by_class(config: Config, rounds: int, published: int, classes: int = 10) -> None:
-  """`abd` seeks its perturbation by class, for so many rounds; `abd_published` as published."""
+def two_ways(config: Config, rounds: int, published: int, classes: int = 10) -> None:
+  """`abd` has our own second stage, for so many rounds; `abd_published` has the published one."""
   config.unlock()
   if config.method.zskt.reduction == "batchmean":
     in_nats(config, classes)
-  literal = {"name": "retrospection"} | config.method.retrospection.to_dict()
-  config.method.abd_published = {"name": "abd", "rounds": published, "retrospection": literal}
-  config.method.abd.rounds = rounds
-  config.method.retrospection.update({"search": "classes", "guard": 2.0, "ascents": 5})
-  config.method.retrospection.radius = 1.25
-  config.method.retrospection.update({"share": 0.5, "weight": 2.0, "student_rate": 1e-3})
+  config.method.abd_published = {"name": "abd", "rounds": published}
+  config.method.abd.update({"rounds": rounds, "retrospection": "unlearning"})
 
 
 def in_nats(config: Config, classes: int) -> None:

@@ -80,7 +80,7 @@ def test_what_stands_beside_a_divergence_in_nats_has_its_published_share(argumen
   of the inner problem moves a perturbation as far as the published one does."""
   module = cifar10_abd if argument.startswith("short") else digits_abd
   classes, method = 43 if "gtsrb" in argument else 10, module.get_config(argument).method
-  spec, literal = method.zskt.to_dict(), method.abd_published.retrospection
+  spec, literal = method.zskt.to_dict(), method.retrospection
   nats = zskt.Method(**spec)
   means = dataclasses.replace(nats, reduction="mean")
   one, other = (jax.random.normal(k, (4, classes)) for k in jax.random.split(jax.random.key(0)))
@@ -94,9 +94,11 @@ def test_what_stands_beside_a_divergence_in_nats_has_its_published_share(argumen
 
 
 def test_abd_as_published_around_cmi_lets_the_plain_answer_have_its_gradient():
-  literal = digits_abd.get_config("cmi-badnets").method.abd_published
-  assert literal.base == "cmi" and not literal.retrospection.detach
-  assert literal.retrospection.search_decay == 0 and literal.retrospection.decay == 0.001
+  specs = recipes.specs(digits_abd.get_config("cmi-badnets"))
+  literal, ours = (specs[label]["retrospection"] for label in ("abd_published", "abd"))
+  assert specs["abd_published"]["base"]["name"] == "cmi" and not literal["detach"]
+  assert literal["search_decay"] == 0 and literal["decay"] == 0.001
+  assert (literal["name"], ours["name"]) == ("retrospection", "unlearning")
   assert digits_abd.get_config("cmi-badnets").method.vaccine.penalty == 0.1
 
 

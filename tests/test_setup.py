@@ -426,7 +426,7 @@ def test_groundwork_under_a_repair_is_of_the_repaired_teacher():
 
 def test_whatever_a_name_means_its_phases_have_keys_that_can_be_told_again(search):
   attacks = {"adba", "backweak", "cheatkd", "latent", "second_choice", search}
-  stages = {"detox", "inversion", "retrospection"}  # nothing that stands alone
+  stages = {"detox", "inversion", "retrospection", "unlearning"}  # nothing that stands alone
   for label in sorted({*recipes.names()} - attacks - stages):
     found, again = ({n: p.key for n, p in phases(label).items()} for _ in range(2))
     assert found == again and len({*found.values()}) == len(found), label

@@ -15,7 +15,17 @@ from flax import traverse_util
 from rkd_jax import lookup, losses
 from rkd_jax.errors import UserError
 from rkd_jax.evaluation import synthetic
-from rkd_jax.methods import cmi, deep_inversion, inversion, kd, ood, retrospection, vaccine, zskt
+from rkd_jax.methods import (
+  cmi,
+  deep_inversion,
+  inversion,
+  kd,
+  ood,
+  retrospection,
+  unlearning,
+  vaccine,
+  zskt,
+)  # fmt: skip
 from rkd_jax.methods.base import Bound
 from rkd_jax.models.network import Network, Outputs
 from rkd_jax.training import checkpoint, start, update
@@ -24,11 +34,14 @@ TINY = small.NETWORKS["teacher"]
 BASE = zskt.Method(width=2, noise=3, students=2)
 FIRST = vaccine.Method(base=BASE, layers=1, skip=0, window=2, trials=2)
 SECOND = retrospection.Method(base=BASE, ascents=2, terms=2)
-BY_CLASS = dataclasses.replace(SECOND, search="classes", share=0.5, success=0.0)
+NO_TERMS = dataclasses.replace(SECOND, terms=0)
+BY_CLASS = unlearning.Method(
+  base=BASE, ascents=2, success=0.0, guard=0.0, radius=0.0, weight=1.0, student_rate=5e-4
+)
 GUARDED = dataclasses.replace(BY_CLASS, outlier=1.0, guard=2.0, radius=1.5)
 CONTRAST = cmi.Method(searches=1, students=1, pool=2, bank=20, negatives=6, noise=3, width=2)
 POOLED = dataclasses.replace(GUARDED, base=CONTRAST)
-STAGES = {"vaccine": FIRST, "retrospection": SECOND, "by class": GUARDED, "pooled": POOLED}
+STAGES = {"vaccine": FIRST, "retrospection": SECOND, "unlearning": GUARDED, "pooled": POOLED}
 INVERSION = deep_inversion.Method(searches=1, students=1, pool=2)
 OTHERS = {
   "vaccine of ood": vaccine.Method(base=ood.Method(), layers=1, trials=0),
@@ -352,7 +365,7 @@ def sought(net, images, price, steps=80):
   @jax.jit
   def move(deltas, state, known):
     def objective(deltas):
-      terms, weight, hit = retrospection.reach(net, images, labels, deltas, price)
+      terms, weight, hit = unlearning.reach(net, images, labels, deltas, price)
       return update.reduce_terms(terms)[0], (weight, hit)
 
     gradient, tally = jax.grad(objective, has_aux=True)(deltas)
@@ -368,7 +381,7 @@ def sought(net, images, price, steps=80):
 def test_the_smallest_perturbation_that_works_is_the_shortcut():
   images = 0.6 * jax.random.uniform(jax.random.key(1), (32, 4, 4, 1)).at[:, 3, 3].set(0.0)
   deltas, rates = sought(shortcut(), images, 0.03)
-  lengths = retrospection.lengths(jnp.asarray(deltas))
+  lengths = unlearning.lengths(jnp.asarray(deltas))
   assert int(inversion.suspected(lengths, rates, 0.8)) == 1 and float(rates[1]) > 0.95
   own = np.abs(deltas[1]).ravel()
   assert own.argmax() == 15 and own[15] > 0.4 * own.sum() and deltas[1].ravel()[15] > 0
@@ -402,7 +415,7 @@ def test_the_student_looks_back_once_a_perturbation_works(success):
   assert jnp.array_equal(batch["delta"][0], deltas[1])  # the smallest, or else the best
   assert batch["suspicious"] == (success == 0)
   terms, _ = method.loss("student", variables, state, batch, None, jax.random.key(3), 0)
-  assert (np.asarray(terms["retrospection"][0]) > 0).any() == (success == 0)
+  assert (np.asarray(terms["unlearning"][0]) > 0).any() == (success == 0)
 
 
 @pytest.mark.parametrize("method", [SECOND, BY_CLASS, GUARDED])
@@ -410,7 +423,7 @@ def test_only_the_plain_images_move_the_running_statistics(method):
   variables, state, _ = looking(method)
   batch = method.shared("student", variables, state, NOISE, None, jax.random.key(2), 0)
   terms, aux = method.loss("student", variables, state, batch, None, jax.random.key(3), 0)
-  assert (np.asarray(terms["retrospection"][0]) != 0).any()
+  assert (np.asarray(terms[method.name][0]) != 0).any()
   images = batch["image"]
   plain = variables["student"](images, train=True)[1]
   assert not jnp.array_equal(
@@ -438,7 +451,7 @@ def test_a_step_towards_a_class_by_hand():
   images = jnp.full((5, 4, 4, 1), 0.5)
 
   def toward(delta, radius):
-    return retrospection.towards(net, std, images, jnp.int32(1), delta, radius)
+    return unlearning.towards(net, std, images, jnp.int32(1), delta, radius)
 
   weights = net.params["w"]
   answer = jax.nn.softmax(net(images[:1], train=False)[0].logits)[0]
@@ -474,13 +487,13 @@ def test_half_of_what_the_student_looks_back_on_is_its_own(monkeypatch):
 def test_each_step_of_the_search_looks_at_other_images(monkeypatch):
   method = dataclasses.replace(BY_CLASS, searched=2)
   variables, state, _ = looking(method)
-  reach, shown = retrospection.reach, []
+  reach, shown = unlearning.reach, []
 
   def looked(network, images, *rest):
     shown.append(np.asarray(images))
     return reach(network, images, *rest)
 
-  monkeypatch.setattr(retrospection, "reach", looked)
+  monkeypatch.setattr(unlearning, "reach", looked)
   batch = method.shared("perturbation", variables, state, NOISE, None, jax.random.key(2), 0)
   for turn in range(4):
     method.loss("perturbation", variables, state, batch, None, jax.random.key(turn), 0)
@@ -496,7 +509,7 @@ def test_a_perturbation_like_the_others_is_not_suspicious():
 
 
 @pytest.mark.parametrize(
-  "method", [SECOND, BY_CLASS, dataclasses.replace(SECOND, victim="student")]
+  "method", [NO_TERMS, BY_CLASS, dataclasses.replace(NO_TERMS, victim="student")]
 )
 def test_a_student_of_another_normalisation_sees_the_same_pixels(method, monkeypatch):
   """A stranger's teacher keeps its own; a perturbation is one of pixels, whoever is shown it."""
@@ -507,14 +520,14 @@ def test_a_student_of_another_normalisation_sees_the_same_pixels(method, monkeyp
     return jnp.ones(len(images))
 
   monkeypatch.setattr(retrospection, "outer", outer)
-  method = dataclasses.replace(method, share=1.0, terms=0)
+  method = dataclasses.replace(method, share=1.0)
   variables, _, _ = looking(method)
   delta = 0.1 * jax.random.normal(jax.random.key(7), (1, 8, 8, 1))
   batch = {"image": GREY, "delta": delta, "suspicious": 1.0, **NOISE}
   for std in (0.25, 0.5):
     module = dataclasses.replace(TINY, std=(std,))
     student = Bound(module, variables["student"].variables)
-    method._looking_back({**variables, "student": student}, batch, GREY, jax.random.key(3))
+    method.looking_back({**variables, "student": student}, batch, GREY, jax.random.key(3))
   np.testing.assert_array_equal(*shown)
   np.testing.assert_allclose(shown[0][0], TINY.std[0] * delta[0], atol=1e-6)
 
@@ -591,7 +604,7 @@ def test_images_that_lean_on_a_suspected_perturbation_teach_nothing():
   terms, aux = GUARDED.loss("student", variables, state, batch, None, jax.random.key(3), 0)
   for name in ("kl", "attention"):
     np.testing.assert_array_equal(terms[name][1], 1 - batch["leaning"])
-  np.testing.assert_array_equal(terms["retrospection"][1], 1)
+  np.testing.assert_array_equal(terms["unlearning"][1], 1)
   np.testing.assert_array_equal(aux.metrics["leaning"], batch["leaning"])
 
 
@@ -658,9 +671,11 @@ def without_biases(roles):
     (vaccine, {"rejected": "silently"}, "choose keep or off"),
     (vaccine, {"teachers": 0}, "vaccine.teachers"),
     (vaccine, {"tail": 2.0}, "vaccine.tail"),
-    (retrospection, {"search": "everywhere"}, "choose universal or classes"),
-    (retrospection, {"guard": 2.0}, 'guard is of what retrospection.search="classes" finds'),
-    (retrospection, {"radius": 1.0}, 'radius is of what retrospection.search="classes" finds'),
+    (retrospection, {"victim": "everybody"}, "choose teacher or student"),
+    (retrospection, {"share": 2.0}, "retrospection.share"),
+    (unlearning, {"guard": -1.0}, "unlearning.guard"),
+    (unlearning, {"success": 2.0}, "unlearning.success"),
+    (unlearning, {"weight": -1.0}, "unlearning.weight"),
   ],
 )
 def test_wrong_fields_are_refused(stage, fields, said):
@@ -669,7 +684,7 @@ def test_wrong_fields_are_refused(stage, fields, said):
 
 
 def test_a_guard_needs_a_generator():
-  guarded = retrospection.Method(base=ood.Method(), search="classes", guard=2.0)
+  guarded = unlearning.Method(base=ood.Method())
   with pytest.raises(UserError, match="and 'ood' has none"):
     guarded.roles({"teacher": TINY, "student": TINY})
 
