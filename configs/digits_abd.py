@@ -84,7 +84,7 @@ def by_class(config: Config, rounds: int, published: int, classes: int = 10) -> 
   config.method.abd.rounds = rounds
   config.method.retrospection.update({"search": "classes", "guard": 2.0, "ascents": 5})
   config.method.retrospection.radius = 1.25
-  config.method.retrospection.update({"share": 0.5, "weight": 2.0, "student_rate": 1e-3})
+  config.method.retrospection.update({"share": 0.3, "weight": 3.3, "student_rate": 1e-3})
 
 
 def in_nats(config: Config, classes: int) -> None:
