@@ -12,6 +12,8 @@ looks at them with the trigger known:
   place      mean pixel of synthetic images where the trigger is, by the teacher's class
   universal  what the published search adds there, in standard deviations, and elsewhere
   classes    l_1 norm of the perturbation into each class, and how often it works
+  batches    how many triggered images of other classes the undefended student sends to the target
+             where so much of their batch is triggered and the batch normalises itself
   found      where the workdir holds `abd`'s student: the same of its own search, the l_1 norm of
              the trigger itself, its cosine with what was found for the target, and how many
              images of other classes follow either; the teacher, and the student, which is
@@ -43,6 +45,7 @@ from rkd_jax.training import update
 from rkd_jax.training.loop import StopSignal
 
 DRAWS, COPIES, IMAGES, STEPS = 3, 3, 512, 150
+SHARES = (0.02, 0.1, 0.3, 0.5, 0.7, 1.0)
 
 
 def kept(teacher: Any, shown: dict[str, jax.Array]) -> dict[str, dict[str, list[float]]]:
@@ -81,6 +84,20 @@ def by_class(teacher: Any, images: jax.Array, labels: jax.Array, method: Any) ->
   sizes, rates = unlearning.lengths(deltas), inversion.rates_of(known)
   who = inversion.suspected(sizes, rates, method.success)
   return {"sizes": sizes.tolist(), "rates": rates.tolist(), "suspected": int(who)}
+
+
+def by_share(student: Any, shown: dict[str, jax.Array], target: int, size: int) -> dict[str, float]:
+  """{share of a batch that is triggered: how many of those follow, BatchNorms in training}."""
+  answers = jax.jit(lambda x: student(x, train=True)[0].logits.argmax(-1))
+  clean, triggered, rates = shown["others"], shown["triggered"], {}
+  for share in SHARES:
+    count, hits = max(1, int(share * size)), []
+    for start in range(0, len(clean) - size + 1, size):
+      rows = slice(start, start + size)
+      mixed = jnp.concatenate([triggered[rows][:count], clean[rows][count:]])
+      hits.append((answers(mixed)[:count] == target).mean())
+    rates[str(share)] = float(jnp.stack(hits).mean())
+  return rates
 
 
 def found(
@@ -163,6 +180,7 @@ def main() -> None:
       "there": float(delta[place].mean()), "elsewhere": float(jnp.abs(delta[~place]).mean()),
     },
     "classes": by_class(teacher, images, labels, second),
+    "batches": by_share(networks["student"], shown, config.target, config.student.batch_size),
   }  # fmt: skip
   if (runner.directory(phases["abd"]["student"]) / "done.json").exists():
     end = runner.finish(phases["abd"]["student"])
@@ -171,7 +189,7 @@ def main() -> None:
   path = options.out / f"{options.trigger}-seed{options.seed}.json"
   path.parent.mkdir(parents=True, exist_ok=True)
   write_json(path, report)
-  for key in ("shuffled", "place", "universal", "classes", "found"):
+  for key in ("shuffled", "place", "universal", "classes", "batches", "found"):
     print(key, report.get(key))
 
 

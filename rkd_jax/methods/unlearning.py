@@ -63,8 +63,8 @@ class Method(retrospection.SecondStage):
   outlier: float = 0.5
   guard: float = 2.0
   radius: float = 1.25
-  share: float = 0.5
-  weight: float = 2.0
+  share: float = 0.3
+  weight: float = 3.3
   student_rate: float = 1e-3
 
   def __post_init__(self):
