@@ -20,7 +20,8 @@ looks at them with the trigger known:
              along it and what is not; the teacher
   found      where the workdir holds `abd`'s student: the same of its own search, the l_1 norm of
              the trigger itself, its cosine with what was found for the target, and how many
-             images of other classes follow either
+             images of other classes follow either; the teacher, and the student, which is
+             also shown what was found as many times as the guard takes
 
 Writes `<out>/<trigger>-seed<n>.json`.
 """
@@ -142,21 +143,30 @@ def by_means(
 
 
 def found(
-  networks: Any, memory: Any, clean: jax.Array, triggered: jax.Array, target: int
+  networks: Any, memory: Any, guard: float, clean: jax.Array, triggered: jax.Array, target: int
 ) -> dict[str, Any]:
   """What a finished search by class found, beside the trigger; images of other classes than it."""
   teacher, deltas = networks["teacher"], networks[retrospection.SEEKER]
-  moved = retrospection.moved(teacher.module.std, clean, deltas[target])
+  shown = {
+    name: jnp.clip(retrospection.moved(teacher.module.std, clean, times * deltas[target]), 0, 1)
+    for name, times in (("found", 1.0), ("guard", guard))
+  }
+  shown["trigger"] = triggered
   trigger = (triggered - clean) / jnp.asarray(teacher.module.std)
   mean, own = trigger.mean(0).ravel(), deltas[target].ravel()
-  asked = jax.jit(lambda x: (teacher(x, train=False)[0].logits.argmax(-1) == target).mean())
+
+  def follow(network, images):
+    answers = jax.jit(lambda x: network(x, train=False)[0].logits.argmax(-1))(images)
+    return float((answers == target).mean())
+
   return {
     "sizes": retrospection.lengths(deltas).tolist(),
     "rates": inversion.rates_of(memory).tolist(),
     "trigger_size": float(jnp.abs(trigger).sum((1, 2, 3)).mean()),
     "cosine": float(mean @ own / jnp.linalg.norm(mean) / jnp.linalg.norm(own)),
-    "follow_found": float(asked(jnp.clip(moved, 0, 1))),
-    "follow_trigger": float(asked(triggered)),
+    "follow_found": follow(teacher, shown["found"]),
+    "follow_trigger": follow(teacher, triggered),
+    "student_follows": {name: follow(networks["student"], x) for name, x in shown.items()},
   }
 
 
@@ -219,7 +229,7 @@ def main() -> None:
   if (runner.directory(phases["abd"]["student"]) / "done.json").exists():
     end = runner.finish(phases["abd"]["student"])
     real = clean[others], triggered[others], config.target
-    report["found"] = found(end.program.bind(end.trees), end.memory, *real)
+    report["found"] = found(end.program.bind(end.trees), end.memory, second.guard, *real)
   path = options.out / f"{options.trigger}-seed{options.seed}.json"
   path.parent.mkdir(parents=True, exist_ok=True)
   write_json(path, report)
