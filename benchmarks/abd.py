@@ -170,7 +170,8 @@ def found(
   }
 
 
-def main() -> None:
+def asked() -> argparse.Namespace:
+  """The command line."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -181,7 +182,11 @@ def main() -> None:
   parser.add_argument("--images", type=int, default=10_000, help="test images, at most")
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/inside_abd"))
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/inside_abd"))
-  options = parser.parse_args()
+  return parser.parse_args()
+
+
+def main() -> None:
+  options = asked()
   config = importlib.import_module(f"configs.{options.config}").get_config(options.trigger)
   config.data.data_dir = options.data_dir
   configs.normalise(config)
@@ -197,7 +202,7 @@ def main() -> None:
   seen = Interview(runner, options.seed)
   truth, count = seen.truth, min(len(seen.truth.labels), options.images)
   clean, triggered = (
-    jnp.concatenate(list(asked.batches()))[:count] for asked in (seen.clean, seen.triggered)
+    jnp.concatenate(list(side.batches()))[:count] for side in (seen.clean, seen.triggered)
   )
   others = (truth.labels != truth.goals)[:count]
   place = np.asarray(jnp.abs(triggered - clean).max((0, 3)) > 0)  # [H, W]

@@ -134,7 +134,7 @@ class Method(retrospection.SecondStage):
       if (leaning := batch.get("leaning")) is None:
         images = self.images(player, variables, state, batch, key)
         leaning = self._leaning(variables, state, images)
-      looking = {n: terms.pop(n) for n in [self.name] if n in terms}
+      looking = {name: term for name, term in terms.items() if name == self.name}
       terms = datafree.without(terms, leaning) | looking
       aux = dataclasses.replace(aux, metrics={**aux.metrics, "leaning": leaning})
     return terms, aux

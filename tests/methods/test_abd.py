@@ -25,7 +25,7 @@ from rkd_jax.methods import (
   unlearning,
   vaccine,
   zskt,
-)  # fmt: skip
+)
 from rkd_jax.methods.base import Bound
 from rkd_jax.models.network import Network, Outputs
 from rkd_jax.training import checkpoint, start, update
