@@ -131,7 +131,7 @@ def nad(setup: Setup, *, base: Any = "kd", epochs: int = 10, **fields: Any) -> P
   return then(setup, {"tutor": tutor, "repaired": repaired}, base)
 
 
-def bcu(setup: Setup, *, base: Any = "kd", **fields: Any) -> Phases:
+def bcu(setup: Setup, *, base: Any = "kd", ramp: int = 0, **fields: Any) -> Phases:
   """Backdoor cleansing with unlabeled data (Pang et al. 2023): a partly redrawn copy of the teacher
   is distilled from it on the pool.
 
@@ -141,9 +141,9 @@ def bcu(setup: Setup, *, base: Any = "kd", **fields: Any) -> Phases:
   """
   train = setup.config.student
   epoch = max(1, setup.dataset.pool_size // train.batch_size)
-  ramp = {"ramp": fields.get("ramp") or train.steps or train.epochs * epoch}
+  ramp = ramp or train.steps or train.epochs * epoch
   repaired = setup.phase(
-    "repaired", make_method({"name": "bcu", **fields, **ramp}), "pool", "student",
+    "repaired", make_method({"name": "bcu", **fields, "ramp": ramp}), "pool", "student",
     {"teacher": setup.teacher}, train={"optimizer": {"learning_rate": 0.01}},
     networks={"student": setup.teacher_network},
   )  # fmt: skip
@@ -223,16 +223,16 @@ def nested(name: str) -> dict[str, str]:
 
 
 def fields(name: str) -> dict[str, Any]:
-  """The fields that a method's name takes in a config, with their defaults."""
-  found = {}
+  """The fields that a method's name takes in a config, with their defaults; a recipe's own win."""
+  recipe, own = {}, []
   if name in RECIPES:
     parameters = inspect.signature(RECIPES[name]).parameters.values()
-    found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    recipe = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
   if is_method(name):
     own = [f for f in dataclasses.fields(lookup.load("methods", name)) if f.init]
     own = [f for f in own if f.name != "target"]  # an attack's is `config.target`
-    found |= {f.name: f.default for f in own if f.default is not dataclasses.MISSING}
-  return found | nested(name)
+  method = {f.name: f.default for f in own if f.default is not dataclasses.MISSING}
+  return method | recipe | nested(name)
 
 
 def specs(config: Config) -> dict[str, Spec]:

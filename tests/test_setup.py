@@ -325,9 +325,10 @@ def test_nad_has_a_tutor_that_was_fine_tuned():
 
 
 def test_bcu_distils_the_teacher_into_its_own_kind_on_the_pool():
-  made, found = repaired("bcu", method__bcu__hottest=2.0, student__epochs=6)
+  changes = {"method__bcu__hottest": 2.0, "student__epochs": 6}
+  made, found = repaired("bcu", **changes, method__bcu__ramp=7)
   assert list(made) == ["repaired", "student"]
-  assert found.method == bcu.Method(hottest=2.0) and found.part == "pool"
+  assert found.method == bcu.Method(hottest=2.0, ramp=7) and found.part == "pool"
   assert given(found) == {"teacher": setup(**APART).planted}
   assert found.setting("networks") == {"student": WIDE, "teacher": WIDE}
   assert train(found)["epochs"] == 6 and train(found)["optimizer"]["learning_rate"] == 0.01
@@ -335,10 +336,11 @@ def test_bcu_distils_the_teacher_into_its_own_kind_on_the_pool():
 
 
 def test_bcus_last_temperature_comes_at_the_pools_end_with_all_its_images():
-  made = setup(**APART, student__batch_size=8, student__epochs=3)
+  made = setup(**APART, methods=("bcu",), student__batch_size=8, student__epochs=3)
   more = np.zeros((len(made.dataset.train) + 1, *made.dataset.image_shape), np.uint8)
   larger = dataclasses.replace(made, dataset=dataclasses.replace(made.dataset, unlabelled=more))
-  spec = {"name": "bcu", "base": {"name": "kd"}}
+  spec = recipes.specs(made.config)["bcu"]
+  assert recipes.fields("bcu")["ramp"] == 0 and recipes.fields("bcu")["head"] == 0.1
   ramps = [recipes.phases(one, spec)["repaired"].method.ramp for one in (made, larger)]
   assert len(made.dataset.train) == 20 and ramps == [3 * (20 // 8), 3 * (41 // 8)]
 
