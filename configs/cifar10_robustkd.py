@@ -6,9 +6,10 @@ CIFAR-100 and its defender has all labels; here CIFAR-10, and 5 % of the labels.
 
 The argument is PAIR-BACKDOOR. Pairs:
 
-  a  WRN-28-4 -> WRN-16-4      c  WRN-28-4 -> WRN-16-2
-  b  WRN-28-4 -> WRN-28-2      d  WRN-28-4 -> ResNet-56
-  e  WRN-28-4 -> ResNet-18     f  ResNet-50 -> ResNet-18
+  a  WRN-28-4 -> WRN-16-4           e  PyramidNet-200 -> WRN-28-4
+  b  WRN-28-4 -> WRN-28-2           f  PyramidNet-200 -> PyramidNet-110
+  c  WRN-28-4 -> WRN-16-2           tb  WRN-28-4 -> ResNet-18 (their "test-b")
+  d  WRN-28-4 -> ResNet-56          tc  ResNet-50 -> ResNet-18 ("test-c", on CIFAR-10)
   s  WRN-16-2 -> WRN-16-1, 20,000 training images, 8 epochs, cosine, batch 128: for a CPU
 
 Backdoors: badnets, cheatkd, latent, ... in 2 % of the pool; adba on a clean pool.
@@ -24,13 +25,17 @@ from rkd_jax import config as base
 from rkd_jax.config import Config
 from rkd_jax.errors import UserError, nearest
 
+PYRAMIDS = "pyramidnet-200-240-block=bottleneck", "pyramidnet-110-84"
+RESNETS = "imagenet_resnet-50-stem=cifar", "imagenet_resnet-18-stem=cifar"
 PAIRS = {
   "a": ("wideresnet-28-4", "wideresnet-16-4"),
   "b": ("wideresnet-28-4", "wideresnet-28-2"),
   "c": ("wideresnet-28-4", "wideresnet-16-2"),
   "d": ("wideresnet-28-4", "resnet-56"),
-  "e": ("wideresnet-28-4", "imagenet_resnet-18-stem=cifar"),
-  "f": ("imagenet_resnet-50-stem=cifar", "imagenet_resnet-18-stem=cifar"),
+  "e": (PYRAMIDS[0], "wideresnet-28-4"),
+  "f": PYRAMIDS,
+  "tb": ("wideresnet-28-4", RESNETS[1]),
+  "tc": RESNETS,
   "s": ("wideresnet-16-2", "wideresnet-16-1"),
 }
 CLEAN_POOL = ("adba",)
@@ -61,8 +66,9 @@ def get_config(arg: str | None = None) -> Config:
     config.teacher.epochs = config.student.epochs = 300
     for section in (config.teacher, config.student):
       section.optimizer.update({"schedule": "step", "milestones": (0.5, 0.75)})
-  if pair == "e":  # three stages and four
-    config.method.ofd.taps = tuple(f"stage{k}:stage{k}" for k in (1, 2, 3))
+  if pair == "tb":  # three stages and four
+    for name in ("ofd", "attention", "fitnet"):
+      config.method[name].taps = tuple(f"stage{k}:stage{k}" for k in (1, 2, 3))
   config.methods = ("none", "kd", "ofd", "robustkd", "rkd")
   config.clean_teacher_seeds = 0 if shortened else 1
   return config

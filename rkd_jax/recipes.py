@@ -8,6 +8,7 @@ say), whatever wraps it.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -280,7 +281,8 @@ def resolved(config: Config, spec: Spec, above: tuple[str, ...] = ()) -> Spec:
     )
   spec = {field: single_number(value) for field, value in spec.items()}
   if is_method(name):
-    spec = lookup.load("methods", name).complete(spec)
+    section = functools.partial(configured, config)
+    spec = lookup.load("methods", name).complete(spec, section)
   for field, default in nested(name).items():
     inner = spec.get(field) or default
     if isinstance(inner, str):

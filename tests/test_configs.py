@@ -60,6 +60,18 @@ def test_a_setting_is_checked_and_its_methods_have_phases(module, name, digits):
     assert list(made)[-1] == "student"
 
 
+@pytest.mark.parametrize("pair", cifar10_robustkd.PAIRS)
+def test_every_pair_has_every_form_of_robustkd(pair, digits):
+  config = cifar10_robustkd.get_config(f"{pair}-badnets")
+  config.method.tuned = {"name": "robustkd", "variant": "tuned"}
+  config.method.by_attention = {"name": "robustkd", "base": "attention"}
+  config.methods = ("attention", "fitnet", "tuned", "by_attention")
+  setup = Setup(config, digits, 0)
+  for spec in recipes.specs(config).values():
+    chosen = selection.with_values(spec, dict.fromkeys(selection.strengths(spec), 0.0))
+    assert "student" in recipes.phases(setup, chosen)
+
+
 def test_the_settings_differ_as_they_say():
   get = ablation_robustkd.get_config
   assert get("adba15").method.adba.cap == 0.15 and get("adba15").contamination == 0

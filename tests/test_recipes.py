@@ -140,12 +140,15 @@ def test_a_label_of_ones_own_may_be_a_base():
 
 
 def test_a_variant_says_what_is_left_open(monkeypatch):
-  tuned = {"base": "fitnet", "detox": {"name": "detox", "combine": "convex"}}
+  base = {"name": "fitnet", "variance": "views"}
+  tuned = {"base": base, "detox": {"name": "detox", "combine": "convex"}}
   monkeypatch.setitem(robustkd.VARIANTS, "tuned", tuned)
-  spec = resolved("robustkd", method__robustkd__variant="tuned", method__fitnet__weight=2.0)
+  own = {"method__fitnet__weight": 2.0, "method__fitnet__variance": "moments"}
+  spec = resolved("robustkd", method__robustkd__variant="tuned", **own)
   assert make_method(spec) == robustkd.Method(
-    base=fitnet.Method(weight=2.0), detox=detox.Method(combine="convex"), variant="tuned"
-  )
+    base=fitnet.Method(weight=2.0, variance="views"), detox=detox.Method(combine="convex"),
+    variant="tuned",
+  )  # fmt: skip
   changes = {"method__robustkd__variant": "tuned", "method__robustkd__base": "ofd"}
   assert resolved("robustkd", **changes)["base"]["name"] == "ofd"  # what is said goes first
   with pytest.raises(UserError, match=r"robustkd\.variant is 'litteral'"):

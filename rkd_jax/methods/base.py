@@ -137,8 +137,15 @@ class Method:
     return {}
 
   @classmethod
-  def complete(cls, spec: dict[str, Any]) -> dict[str, Any]:
-    """A described method with what it leaves open: here, the methods nested in it."""
+  def complete(
+    cls, spec: dict[str, Any], section: Callable[[str], dict[str, Any]] = lambda name: {}
+  ) -> dict[str, Any]:
+    """A described method with what it leaves open: here, the methods nested in it.
+
+    Args:
+      spec: its fields.
+      section: a method's name -> its own fields in the config.
+    """
     return spec | {field: spec.get(field) or default for field, default in cls.nested.items()}
 
   def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -12,10 +12,10 @@ from rkd_jax.errors import UserError
 from rkd_jax.methods import base
 from rkd_jax.methods.detox import Method as Detox
 
-# What a variant means where a spec leaves it open; names stand for the config's own fields. The
+# What a variant means where a spec leaves it open, beside the config's own fields of the names. The
 # paper's feature variance is that of the detoxified teacher (`detox`); its distillation has none.
 VARIANTS: dict[str, dict[str, Any]] = {
-  "paper": {"base": "ofd", "detox": "detox"},
+  "paper": {"base": {"name": "ofd"}, "detox": {"name": "detox"}},
   "tuned": {
     "base": {"name": "ofd", "variance": "views", "variance_weight": (0.0, 10.0, 100.0)},
     "detox": {"name": "detox", "combine": "convex", "learning_rate": 1e-3, "weight": 10.0},
@@ -47,11 +47,12 @@ class Method(base.Plugin):
       )
 
   @classmethod
-  def complete(cls, spec):
+  def complete(cls, spec, section=lambda name: {}):
     variant = spec.get("variant", "paper")
     if variant not in VARIANTS:
       raise UserError(f"robustkd.variant is {variant!r}; choose {' or '.join(VARIANTS)}.")
-    return spec | {field: spec.get(field) or VARIANTS[variant][field] for field in cls.nested}
+    meant = {field: section(own["name"]) | own for field, own in VARIANTS[variant].items()}
+    return spec | {field: spec.get(field) or meant[field] for field in cls.nested}
 
   def roles(self, networks):
     return {**super().roles(networks), "mask": base.Role()}
