@@ -46,6 +46,8 @@ class Method(base.Method):
 
   def __post_init__(self):
     check_range("adba.cap", self.cap, 1e-6, 1)
+    for field in ("poison", "distil", "size"):
+      check_range(f"adba.{field}", getattr(self, field), 0, 1e6)
     check_range("adba.temperature", self.temperature, 1e-3, 1e3)
 
   def roles(self, networks):

@@ -33,13 +33,12 @@ class Method(base.Plugin):
   Attributes:
     within: share of the classes among which the teacher's must be for the witness, in [0, 1].
     readmit: what may come back that an earlier round dropped: "always" whatever the new witness
-      agrees on; "robust" what it also answers so in all of several perturbed views; "never".
+      agrees on; "robust" what it also answers so under each of several random blends; "never".
     dropped: what is done with the rest: "weigh" (weight 0; still seen by BatchNorm) or "replace"
       (by kept examples of the same batch, so that BatchNorm sees them alone).
-    robust_views: how many views "robust" asks about, >= 1, perturbed as the base teaches it: of
-      more than it was taught a witness is not sure.
-    amplitude: of the random blends that they are if the base teaches none. Stronger ones cost clean
-      images and let no fewer triggered ones back (docs/robustkd.md#what-comes-back).
+    robust_views: how many blends, >= 1.
+    amplitude: theirs. More than a witness was taught to bear costs clean images and lets no fewer
+      triggered ones back (docs/robustkd.md#what-comes-back).
   """
 
   within: float = 0.1
@@ -94,12 +93,11 @@ class Method(base.Plugin):
     return (first == answer[:, None]).any(-1)
 
   def _robust(self, key, variables, images, answer):
-    """bool[B]: the answer is among the witness's likeliest in every one of several views."""
+    """bool[B]: the answer is among the witness's likeliest under every one of several blends."""
     agree = jnp.ones(answer.shape, bool)
     for one in jax.random.split(self.own(key), self.robust_views):
-      seen = self.base.perturbed(one, images)
-      seen = views.random_blend(one, images, self.amplitude) if seen is None else seen
-      agree &= self._agrees(variables, seen, answer)
+      blend = views.random_blend(one, images, self.amplitude)
+      agree &= self._agrees(variables, blend, answer)
     return agree
 
   def batch(self, key, variables, state, batch, step):

@@ -189,13 +189,6 @@ class Method:
     """
     return frozen["teacher"](images, train=False)[0]
 
-  def perturbed(self, key: jax.Array, images: jax.Array) -> jax.Array | None:
-    """The images perturbed as the student learns to bear it; None: it learns nothing of the kind.
-
-    A plug-in asks here how to try a student that this method taught.
-    """
-    return None
-
   def targets(self, frozen: Mapping[str, Any], batch: Batch, key: jax.Array) -> Tree:
     """What the frozen roles alone say of the batch; leaves [B, ...]. May be served from a cache."""
     return ()
@@ -343,9 +336,6 @@ class Plugin(Method):
 
   def taught(self, frozen, images):
     return self.base.taught(self.seen(frozen), images)
-
-  def perturbed(self, key, images):
-    return self.base.perturbed(key, images)
 
   def targets(self, frozen, batch, key):
     return self.base.targets(self.seen(frozen), batch, key)

@@ -96,13 +96,7 @@ class Method(base.Plugin):
     value = divergence(seen)
     return {**terms, "consistency": (self.weight * value, jnp.ones_like(value))}, aux
 
-  def perturbed(self, key, images):
-    """x'; None at strength 0. A universal one is as when it is drawn, before any ascent."""
-    return self._seen(key, images) if self.weight and getattr(self, VIEWS[self.view]) else None
-
   def _seen(self, key, images):
-    if self.view == "universal":
-      return views.shift(images, self._draw(key, images.shape[1:]))
     if self.view == "warp":
       return views.warp(key, images, self.pixels)
     view = views.occlude if self.view == "occlusion" else views.random_blend

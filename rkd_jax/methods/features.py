@@ -70,10 +70,6 @@ class Method(kd.Method):
     check_range(f"{self.name}.variance_weight", self.variance_weight, 0, 1e9)
     check_range(f"{self.name}.amplitude", self.amplitude, 0, 1)
 
-  def perturbed(self, key, images):
-    blends = self.variance == "views" and self.variance_weight and self.amplitude
-    return views.random_blend(key, images, self.amplitude) if blends else None
-
   # What a subclass says.
 
   def default(self, stages: tuple[str, ...]) -> tuple[str, ...]:

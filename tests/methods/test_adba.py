@@ -145,7 +145,13 @@ def test_each_player_moves_its_own():
   assert (adam.name, adam.learning_rate, adam.weight_decay) == ("adam", 0.05, 0)
 
 
-@pytest.mark.parametrize("wrong", [{"cap": 0.0}, {"cap": 1.5}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    {"cap": 0.0}, {"cap": 1.5}, {"temperature": 0.0}, {"poison": -1.0}, {"distil": -5.0},
+    {"size": float("nan")},
+  ],
+)  # fmt: skip
 def test_wrong_fields_are_named(wrong):
   with pytest.raises(UserError, match=f"adba.{next(iter(wrong))}"):
     adba.Method(**wrong)

@@ -11,7 +11,7 @@ import small
 from rkd_jax.data.augment import Augment
 from rkd_jax.errors import UserError
 from rkd_jax.methods import agreement, consistency, kd, pgd_at, views
-from rkd_jax.methods.base import Aux, Plugin
+from rkd_jax.methods.base import Aux
 from rkd_jax.training import update
 from rkd_jax.training.checkpoint import digest
 
@@ -107,26 +107,22 @@ def test_the_teachers_answer_is_among_the_witnesss_first(within, expected):
   assert found == [T, T, expected, T, T, T]
 
 
-def blends(**fields):
-  return consistency.Method(base=kd.Method(), **fields)
+def test_who_was_dropped_is_asked_under_blends_of_the_methods_own_strength(asked):
+  method = plugin(readmit="robust", amplitude=0.125, robust_views=3)
+  found = surveyed(method, WITNESS, TEACHER, LABELS, BEFORE, SHAKY)
+  assert found == [T, T, F, T, F, T] and asked == [0.125] * 6  # in two batches
 
 
 @pytest.mark.parametrize(
-  ("base", "expected"),
-  [
-    (blends(amplitude=0.25), 0.25),
-    (Plugin(base=blends(amplitude=0.25)), 0.25),  # a plug-in around one that perturbs
-    # what teaches none is asked under agreement's own: a strength of 0 does not open the filter
-    (kd.Method(), 0.125),
-    (blends(amplitude=0.0), 0.125),
-    (blends(weight=0.0), 0.125),
-    (blends(view="warp", pixels=0.0), 0.125),
-  ],
+  ("dropped", "view"), [("weigh", "occlusion"), ("replace", "universal"), ("replace", "warp")]
 )
-def test_who_was_dropped_is_asked_under_the_views_that_the_base_teaches(asked, base, expected):
-  method = agreement.Method(base=base, readmit="robust", amplitude=0.125)
-  found = surveyed(method, WITNESS, TEACHER, LABELS, BEFORE, SHAKY)
-  assert found == [T, T, F, T, F, T] and set(asked) == {expected}
+def test_eight_devices_are_one(dropped, view):
+  base = consistency.Method(base=kd.Method(), view=view)
+  method = agreement.Method(base=base, dropped=dropped)
+  rows = small.rows(16, unlabelled=14)
+  (one, _), (eight, _) = (small.Small(method, rows, devices=n).play(3) for n in (1, 8))
+  assert 0 < np.asarray(one.memory["keep"]).mean() < 1
+  small.close(one.roles, eight.roles, 2e-3, 1e-4)
 
 
 def test_in_the_first_round_nobody_was_dropped_before():
