@@ -30,6 +30,8 @@ VIEWS = {
 class Method(base.Plugin):
   """Adds weight * T^2 KL(T(x) || S(x')).
 
+  At strength 0 x' is x, so the term is there still: around `kd` at its defaults, the KL counts twice.
+
   Attributes:
     view: how x' is made: "random_blend", "universal", "occlusion" or "warp".
     weight: of the term, >= 0.
