@@ -21,7 +21,7 @@ looks at them with the trigger known:
   found      where the workdir holds `abd`'s student: the same of its own search, the l_1 norm of
              the trigger itself, its cosine with what was found for the target, and how many
              images of other classes follow either; the teacher, and the student, which is
-             also shown what was found as many times as the guard takes
+             also shown what was found as many times as the student was
 
 Writes `<out>/<trigger>-seed<n>.json`.
 """
@@ -143,13 +143,13 @@ def by_means(
 
 
 def found(
-  networks: Any, memory: Any, guard: float, clean: jax.Array, triggered: jax.Array, target: int
+  networks: Any, memory: Any, times: float, clean: jax.Array, triggered: jax.Array, target: int
 ) -> dict[str, Any]:
   """What a finished search by class found, beside the trigger; images of other classes than it."""
   teacher, deltas = networks["teacher"], networks[unlearning.SEEKER]
   shown = {
-    name: jnp.clip(retrospection.moved(teacher.module.std, clean, times * deltas[target]), 0, 1)
-    for name, times in (("found", 1.0), ("guard", guard))
+    name: jnp.clip(retrospection.moved(teacher.module.std, clean, more * deltas[target]), 0, 1)
+    for name, more in (("found", 1.0), ("shown", times))
   }
   shown["trigger"] = triggered
   trigger = (triggered - clean) / jnp.asarray(teacher.module.std)
@@ -235,7 +235,7 @@ def main() -> None:
   if (runner.directory(phases["abd"]["student"]) / "done.json").exists():
     end = runner.finish(phases["abd"]["student"])
     real = clean[others], triggered[others], config.target
-    report["found"] = found(end.program.bind(end.trees), end.memory, second.guard, *real)
+    report["found"] = found(end.program.bind(end.trees), end.memory, second.shown, *real)
   path = options.out / f"{options.trigger}-seed{options.seed}.json"
   path.parent.mkdir(parents=True, exist_ok=True)
   write_json(path, report)

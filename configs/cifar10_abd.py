@@ -66,8 +66,8 @@ def get_config(arg: str | None = None) -> Config:
     traffic_signs(config, short)
   digits_abd.two_ways(config, rounds, published, classes=43 if signs else 10)
   # the guard ruins the student here: docs/abd.md
-  config.method.unlearning.update({"guard": 0.0, "radius": 2.5, "student_rate": 5e-4})
-  config.method.unlearning.update({"share": 0.2, "weight": 5.0})
+  config.method.unlearning.update({"guard": 0.0, "shown": 1.0, "radius": 2.5})
+  config.method.unlearning.update({"student_rate": 5e-4, "share": 0.2, "weight": 5.0})
   if cmi:
     digits_abd.pooled(config, "cmi")
     config.method.cmi.jitter = not signs

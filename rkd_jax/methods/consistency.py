@@ -30,7 +30,7 @@ VIEWS = {
 class Method(base.Plugin):
   """Adds weight * T^2 KL(T(x) || S(x')).
 
-  At strength 0 x' is x, so the term is there still: around `kd` at its defaults, the KL counts twice.
+  At strength 0 x' is x, and the term is still there: around `kd` the KL counts about twice.
 
   Attributes:
     view: how x' is made: "random_blend", "universal", "occlusion" or "warp".

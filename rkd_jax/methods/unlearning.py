@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from rkd_jax import losses
@@ -50,8 +51,8 @@ class Method(retrospection.SecondStage):
     searched: images a step of the search.
     outlier: a class is suspected if its perturbation's l_1 norm is below so much of the median.
     guard: how many times a suspected class's perturbation is taken away from what the generator
-      makes, and added where the student looks back; 0: nothing is taken away, once is added, and
-      images that lean on it teach.
+      makes; 0: nothing is, and images that lean on it teach.
+    shown: how many times it is added where the student looks back.
     radius: l_2 norm of the student's own perturbation into a suspected class, of which half the
       perturbed images are shown: so many times that of the class's; 0: there is none.
   """
@@ -62,6 +63,7 @@ class Method(retrospection.SecondStage):
   searched: int = 16
   outlier: float = 0.5
   guard: float = 2.0
+  shown: float = 2.0
   radius: float = 1.25
   share: float = 0.3
   weight: float = 3.3
@@ -70,7 +72,7 @@ class Method(retrospection.SecondStage):
   def __post_init__(self):
     super().__post_init__()
     check_range("unlearning.searched", self.searched, 1, 10**5)
-    for field in ("price", "guard", "radius"):
+    for field in ("price", "guard", "shown", "radius"):
       check_range(f"unlearning.{field}", getattr(self, field), 0, 1e6)
     for field in ("success", "outlier"):
       check_range(f"unlearning.{field}", getattr(self, field), 0, 1)
@@ -102,6 +104,7 @@ class Method(retrospection.SecondStage):
 
   def init_state(self, key, variables, example):
     state = super().init_state(key, variables, example) | inversion.untallied(example.classes)
+    state["suspected"] = jnp.zeros(example.classes + 1)  # steps, by class; the last: none was
     if self.radius:
       shape = variables["teacher"].module.image_shape
       state["student_delta"] = beside(jax.random.fold_in(self.own(key), 1), (1, *shape))
@@ -140,8 +143,13 @@ class Method(retrospection.SecondStage):
     return terms, aux
 
   def changed(self, variables, batch, images, drawn, count, key):
-    shown = (self.guard or 1.0) * batch["delta"]
+    shown = self.shown * batch["delta"]
     if self.radius:
+      if count < 2:
+        raise UserError(
+          f"unlearning.share is {self.share:g}, {count} of {len(images)} images, and half of them "
+          "are for the student's own perturbation. Raise it or the batch, or set radius=0."
+        )
       shown = jnp.where(drawn < count // 2, batch["student_delta"], shown)
     seen = moved(variables["teacher"].module.std, images, shown * (drawn < count))
     return jnp.clip(seen, 0, 1), self.weight * batch["suspicious"]
@@ -154,10 +162,15 @@ class Method(retrospection.SecondStage):
     who, rate = int(suspect.label), float(inversion.rates_of(state)[suspect.label])
     size = float(sizes[who] / jnp.median(sizes))
     none = f"No class is suspected; the nearest is class {who}"
+    *steps, no = np.asarray(state["suspected"])
+    most, often = int(np.argmax(steps)), max(steps) / max(sum(steps) + no, 1)
+    before = (
+      f"Class {most} was in {often:.0%} of the steps" if often else "No class was in any step"
+    )
     return (
       f"{f'Class {who} is suspected' if suspect.on else none}: the perturbation into it works on "
       f"{rate:.1%} (from {self.success:.0%} on) and has {size:.2f} of the median size (below "
-      f"{self.outlier:g}), when the phase ends."
+      f"{self.outlier:g}), when the phase ends. {before} of the search."
     )
 
   def _given(self, variables, state):
@@ -199,8 +212,11 @@ class Method(retrospection.SecondStage):
     images = jax.random.permutation(self.own(key), images)[: self.searched]  # others in each step
     labels = teacher(images, train=False)[0].logits.argmax(-1)
     terms, weight, hit = reach(teacher, images, labels, variables[SEEKER], self.price)
-    metrics = {"train_asr": (hit, weight), "suspicious": self._suspect(variables, state).on}
-    state = {**state, **inversion.tallied(state, weight, hit)}
+    suspect = self._suspect(variables, state)
+    metrics = {"train_asr": (hit, weight), "suspicious": suspect.on}
+    which = jnp.where(suspect.on > 0, suspect.label, teacher.module.classes)
+    counted = {"suspected": state["suspected"].at[which].add(1)}
+    state = {**state, **inversion.tallied(state, weight, hit), **counted}
     return terms, base.Aux(state=state, metrics=metrics)
 
   def _follows(self, variables, state, batch, key) -> jax.Array:

@@ -189,12 +189,16 @@ def kernels(network: Any, layers: int) -> tuple[Path, ...]:
   Raises:
     UserError: the network has fewer (a ViT has its patch embedding alone).
   """
-  found = list(readers(network))
-  if len(found) < layers or len(network.convs) < 2:
+  found, called = list(readers(network)), type(network.module).__module__
+  if len(network.convs) < 2:
     raise UserError(
-      f"The vaccine shuffles inputs of the teacher's last {layers} convolutions, and this "
-      f"teacher ({type(network.module).__module__}) has {len(found)} that read several channels. "
-      "Lower vaccine.layers, or choose a convolutional teacher."
+      f"The vaccine shuffles inputs of the teacher's convolutions, and this teacher ({called}) has "
+      "none but its first. Distil it without: by the base alone, instead of 'abd' or 'vaccine'."
+    )
+  if len(found) < layers:
+    raise UserError(
+      f"The vaccine shuffles inputs of the teacher's last {layers} convolutions, and this teacher "
+      f"({called}) has {len(found)} that read several channels. Lower vaccine.layers to that."
     )
   return tuple(found[len(found) - layers :])
 

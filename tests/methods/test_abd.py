@@ -36,9 +36,10 @@ FIRST = vaccine.Method(base=BASE, layers=1, skip=0, window=2, trials=2)
 SECOND = retrospection.Method(base=BASE, ascents=2, terms=2)
 NO_TERMS = dataclasses.replace(SECOND, terms=0)
 BY_CLASS = unlearning.Method(
-  base=BASE, ascents=2, success=0.0, guard=0.0, radius=0.0, weight=1.0, student_rate=5e-4
-)
-GUARDED = dataclasses.replace(BY_CLASS, outlier=1.0, guard=2.0, radius=1.5)
+  base=BASE, ascents=2, success=0.0, guard=0.0, shown=1.0, radius=0.0, weight=1.0,
+  student_rate=5e-4,
+)  # fmt: skip
+GUARDED = dataclasses.replace(BY_CLASS, outlier=1.0, guard=2.0, shown=2.0, radius=1.5, share=0.5)
 CONTRAST = cmi.Method(searches=1, students=1, pool=2, bank=20, negatives=6, noise=3, width=2)
 POOLED = dataclasses.replace(GUARDED, base=CONTRAST)
 STAGES = {"vaccine": FIRST, "retrospection": SECOND, "unlearning": GUARDED, "pooled": POOLED}
@@ -47,6 +48,9 @@ OTHERS = {
   "vaccine of ood": vaccine.Method(base=ood.Method(), layers=1, trials=0),
   "retrospection of ood": retrospection.Method(base=ood.Method(), ascents=2, terms=1),
   "vaccine of inversion": vaccine.Method(base=INVERSION, layers=1, trials=0),
+  "vaccine of cmi": vaccine.Method(base=CONTRAST, layers=1, trials=0),
+  "retrospection of cmi": retrospection.Method(base=CONTRAST, ascents=2, terms=1),
+  "unlearning of ood": dataclasses.replace(BY_CLASS, base=ood.Method()),
 }
 POOL = jnp.zeros((2, 8, 8, 8, 1)).at[0].set(jax.random.uniform(jax.random.key(9), (8, 8, 8, 1)))
 
@@ -219,6 +223,29 @@ def test_without_trials_it_is_on_from_the_start():
   assert [float(s["on"]) for s in states] == [1] * 4
   assert "unchecked" in vaccine.outcome(dataclasses.replace(FIRST, trials=0), states[-1])
   assert int(states[-1]["tried"]) == 0
+
+
+@pytest.mark.parametrize("on", [0.0, 1.0])
+@pytest.mark.parametrize("base", [BASE, ood.Method()], ids=["zskt", "ood"])
+def test_a_vaccine_that_is_not_on_changes_no_loss(base, on):
+  """Until a check is passed the terms are the base's, and the generator's is free."""
+  method = dataclasses.replace(FIRST, base=base, penalty=2.0)
+  toy = phase(method)
+  state, frozen = toy.begin()
+  variables, player = toy.program.bind({**frozen, **state.roles}), method.watched
+  memory = {**state.memory, "vaccine": {**state.memory["vaccine"], "on": jnp.float32(on)}}
+  key = jax.random.key(1)
+  batch, memory = method.batch(key, variables, memory, {}, jnp.int32(0))
+  batch = method.shared(player, variables, memory, batch, None, key, jnp.int32(0))
+  terms, aux = method.loss(player, variables, memory, batch, None, key, jnp.int32(0))
+  plain, _ = base.loss(player, variables, memory["base"], batch, None, key, jnp.int32(0))
+  assert float(aux.metrics["suspicious"].sum()) > 0
+  mean = lambda term: float((term[0] * term[1]).sum() / term[1].sum())  # noqa: E731
+  own, without = ({n: mean(t) for n, t in found.items() if n in plain} for found in (terms, plain))
+  more = {name: mean(term) for name, term in terms.items() if name not in plain}
+  assert any(abs(value) > 1e-6 for value in more.values()) == (on == 1)
+  if not on:
+    assert own == pytest.approx(without, abs=1e-6)
 
 
 def test_without_a_generator_suspicious_images_are_turned_away_from():
@@ -404,7 +431,8 @@ def looking(method, small=0.1):
   deltas = 0.1 * jax.random.normal(jax.random.key(0), (3, 8, 8, 1)).at[1].multiply(small)
   made = {"generator": lambda noise: GREY, "source": lambda noise: GREY - 0.1}
   networks = {"teacher": teacher(), "student": teacher(4), "perturbation": deltas, **made}
-  return networks, {"base": NOISE, **HITS, "student_delta": deltas[2:]}, deltas
+  state = {"base": NOISE, **HITS, "student_delta": deltas[2:], "suspected": jnp.zeros(4)}
+  return networks, state, deltas
 
 
 @pytest.mark.parametrize("success", [0.0, 1.0])
@@ -442,7 +470,15 @@ def test_only_the_plain_images_move_the_running_statistics(method):
 def test_what_a_search_by_class_decided(outlier, said):
   method = dataclasses.replace(BY_CLASS, outlier=outlier)
   variables, state, _ = looking(method)
-  assert method.outcome(variables, state).startswith(said)
+  batch = method.shared("perturbation", variables, state, NOISE, None, None, 0)
+  for _ in range(4):
+    _, aux = method.loss("perturbation", variables, state, batch, None, jax.random.key(0), 0)
+    state = {**state, "suspected": aux.state["suspected"]}
+  share = 1.0 if outlier else 0.0
+  assert float(state["suspected"].sum()) == 4 and state["suspected"][1] == 4 * share
+  found = method.outcome(variables, state)
+  often = "Class 1 was in 100% of the steps" if outlier else "No class was in any step"
+  assert found.startswith(said) and often in found
   assert SECOND.outcome(variables, state) == ""
 
 
@@ -508,9 +544,7 @@ def test_a_perturbation_like_the_others_is_not_suspicious():
   assert not method.shared("student", variables, state, NOISE, None, None, 0)["suspicious"]
 
 
-@pytest.mark.parametrize(
-  "method", [NO_TERMS, BY_CLASS, dataclasses.replace(NO_TERMS, victim="student")]
-)
+@pytest.mark.parametrize("method", [NO_TERMS, BY_CLASS])
 def test_a_student_of_another_normalisation_sees_the_same_pixels(method, monkeypatch):
   """A stranger's teacher keeps its own; a perturbation is one of pixels, whoever is shown it."""
   shown = []
@@ -530,6 +564,47 @@ def test_a_student_of_another_normalisation_sees_the_same_pixels(method, monkeyp
     method.looking_back({**variables, "student": student}, batch, GREY, jax.random.key(3))
   np.testing.assert_array_equal(*shown)
   np.testing.assert_allclose(shown[0][0], TINY.std[0] * delta[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("victim", ["teacher", "student"])
+def test_the_perturbation_is_sought_on_the_victim(victim, monkeypatch):
+  shown, outer = [], retrospection.outer
+
+  def looked(student, divergence, images, seen, detach):
+    shown.append(seen - images)
+    return outer(student, divergence, images, seen, detach)
+
+  monkeypatch.setattr(retrospection, "outer", looked)
+  method = dataclasses.replace(NO_TERMS, victim=victim, share=1.0)
+  variables, state, _ = looking(method)
+  key = jax.random.key(3)
+  batch = method.shared("student", variables, state, NOISE, None, key, 0)
+  method.loss("student", variables, state, batch, None, key, 0)
+  search = TINY.std, BASE.looks_back, GREY, method.own(key), method.ascents, method.rate
+  found = {
+    name: TINY.std[0] * retrospection.universal(variables[name], *search, method.search_decay)
+    for name in ("teacher", "student")
+  }
+  assert not np.allclose(*found.values(), atol=0.01)
+  np.testing.assert_allclose(shown[0][0], found[victim][0], atol=1e-5)
+
+
+def test_the_students_gradient_passes_through_the_inner_problem():
+  slopes = []
+  for terms in (0, 1, 5):
+    method = dataclasses.replace(SECOND, terms=terms, share=1.0, decay=4.0)
+    variables, state, _ = looking(method)
+    batch = method.shared("student", variables, state, NOISE, None, jax.random.key(2), 0)
+
+    def value(params, method=method, batch=batch, variables=variables):
+      student = variables["student"].with_params(params)
+      key = jax.random.key(3)
+      return method.looking_back({**variables, "student": student}, batch, GREY, key)[0].mean()
+
+    slopes.append(jax.grad(value)(variables["student"].params)["head"]["kernel"])
+  none, one, five = (np.asarray(slope) for slope in slopes)
+  apart = [np.abs(a - b).max() / np.abs(none).max() for a, b in ((none, one), (one, five))]
+  assert min(apart) > 1e-3
 
 
 def test_the_vaccine_lowers_what_is_suspicious_and_has_a_say_in_the_best_batch():
@@ -701,5 +776,5 @@ def test_networks_that_cannot_be_shuffled_are_refused():
   vit = lookup.load("models", "vit")()
   seer = Network(vit, (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
   free = vaccine.Method(base=ood.Method(), layers=1)
-  with pytest.raises(UserError, match="choose a convolutional teacher"):
+  with pytest.raises(UserError, match="none but its first"):
     free.roles({"teacher": seer, "student": seer})
