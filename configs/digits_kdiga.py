@@ -83,6 +83,5 @@ def with_backdoor(config: Config) -> None:
   config.method.rkd.base.amplitude = (0.5,)
   aligned = config.method.kdiga.to_dict() | {"name": "kdiga"}
   blends = {"name": "consistency", "amplitude": 0.5, "base": aligned}
-  robust = {"name": "agreement", "readmit": "robust", "amplitude": 0.5}
-  config.method.rkd_kdiga = robust | {"base": blends}
+  config.method.rkd_kdiga = {"name": "agreement", "base": blends}
   config.methods = ("none", "kd", "kdiga", "rkd", "rkd_kdiga")

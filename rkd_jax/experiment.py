@@ -5,11 +5,13 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 
 from rkd_jax import config as configs
 from rkd_jax import first_look, manifest, workdir
 from rkd_jax.data import sources
+from rkd_jax.errors import UserError
 from rkd_jax.evaluation import recount
 from rkd_jax.phases import Config, Delivery, Phase
 from rkd_jax.reporting import report, results, summary
@@ -48,6 +50,11 @@ def run(
   """
   configs.normalise(config)
   configs.check(config)
+  if (processes := jax.process_count()) > 1:
+    raise UserError(
+      f"JAX was started as {processes} processes, and a run is one so far, on one host. Start it "
+      "without jax.distributed, on a machine or a slice of a single host."
+    )
   say = Reporter(quiet, debug)
   dataset = load(config, say)
   with StopSignal() as stop, contextlib.ExitStack() as lock:

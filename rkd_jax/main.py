@@ -121,15 +121,15 @@ def run(config: ConfigDict, name: str, said: str) -> int:
   """JAX is imported here, once the command line is known to be right."""
   heap.keep()
   from rkd_jax import config as configs
-  from rkd_jax import experiment
+  from rkd_jax import experiment, workdir
   from rkd_jax.training import checkpoint
   from rkd_jax.training.loop import Preempted
 
   checkpoint.hush_threads()
   configs.normalise(config)
-  workdir = _WORKDIR.value or f"runs/{name}-{configs.digest(config)}"
+  directory = _WORKDIR.value or f"runs/{name}-{configs.digest(config)}"
   try:
-    experiment.run(config, pathlib.Path(workdir), name, said == "quiet", said == "debug")
+    experiment.run(config, workdir.path(directory), name, said == "quiet", said == "debug")
   except Preempted as error:
     print(f"{error} Start the same command again to go on.", file=sys.stderr)
     return TRY_AGAIN

@@ -116,7 +116,7 @@ class Runner:
     self.config, self.dataset, self.workdir = config, dataset, directory
     self.say, self.stop = say, stop
     self.mesh = sharding.make_mesh(config.devices)
-    self.teachers = pathlib.Path(config.teachers_dir or directory.parent / "teachers")
+    self.teachers = workdir.path(config.teachers_dir or str(directory.parent / "teachers"))
     self.curve = Questions(self.mesh, dataset.holdout.images[:CURVE], config.eval_batch)
     self.holdout = Questions(self.mesh, dataset.holdout.images, config.eval_batch)
     self._done: dict[str, Finished] = {}

@@ -41,6 +41,16 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: str) -> None:
     )
 
 
+def path(name: str) -> pathlib.Path:
+  """The path of a folder's name; a `UserError` where that is an address."""
+  if "://" in name:
+    raise UserError(
+      f"{name} is an address, and runs are written to mounted file systems that have locks. Choose "
+      "a path for --workdir (and --config.teachers_dir), on a disk that outlives the machine."
+    )
+  return pathlib.Path(name)
+
+
 def make(directory: pathlib.Path) -> None:
   """The directory with its parents; a `UserError` where that cannot be."""
   try:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import flags
 
@@ -181,6 +182,19 @@ def test_a_workdir_below_a_file(command, tmp_path):
   (tmp_path / "file").write_text("x")
   refused(command(workdir=tmp_path / "file" / "run"), "file/run", "--workdir")
   assert (tmp_path / "file").read_text() == "x"
+
+
+def test_several_processes_are_refused(command, monkeypatch, tmp_path):
+  monkeypatch.setattr(jax, "process_count", lambda: 4)
+  refused(command(), "started as 4 processes", "single host")
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_buckets_address_is_no_workdir(command, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  refused(command(workdir="gs://bucket/run"), "gs://bucket/run is an address", "--workdir")
+  refused(command("--config.teachers_dir=gs://bucket/t"), "gs://bucket/t is an address")
+  assert not list(tmp_path.glob("gs*"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -16,5 +16,5 @@ def package(name: str, what: str) -> Any:
   except ImportError as error:
     raise UserError(
       f"{what} needs the package {name.partition('.')[0]!r}, which cannot be imported ({error}). "
-      "Install what exports need: pip install 'rkd_jax[export]'"
+      "Install what exports need, in the checkout of rkd_jax: pip install -e '.[export]'"
     ) from error

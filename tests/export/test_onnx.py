@@ -153,7 +153,7 @@ def test_a_network_that_mixes_images_is_refused():
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, "onnx", None)
-  with pytest.raises(UserError, match=r"pip install 'rkd_jax\[export\]'"):
+  with pytest.raises(UserError, match=r"pip install -e '\.\[export\]'"):
     onnx_file.model(*exported.made("resnet-8"), "nchw", {})
   with pytest.raises(UserError, match="needs the package 'nowhere'"):
     needs.package("nowhere.at.all", "This")
