@@ -146,7 +146,7 @@ def desk_of(
   dataset = experiment.load(config, say)
   runner = Runner(config, dataset, options.work / attack, say, stop)
   folder = options.work / "records"
-  return Desk(runner, dataset, images(dataset, settings), settings, folder)
+  return Desk(runner, images(dataset, settings), settings, folder)
 
 
 def counts(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

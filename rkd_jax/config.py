@@ -25,6 +25,7 @@ RKD = {
   "base": {"name": "consistency", "amplitude": (0.0, 0.25, 0.5), "base": "kd"},
 }
 DTYPES = ("float32", "bfloat16")  # of the computation
+FREE = ("method", "trigger", "networks", "optimizers")  # sections with keys of one's own
 
 
 def default() -> Config:
@@ -125,6 +126,19 @@ def normalise(config: Config) -> None:
     section[key] = tuple(part for name in section[key] for part in name.split(",") if part)
 
 
+def check_keys(config: Config, known: Any = None, path: str = "config") -> None:
+  """Raises a `UserError` where a config's keys are not those of `known`: the default's."""
+  known = known or default()
+  for key in config:
+    if key not in known:
+      raise UserError(f"{path}.{key} is no key of a config. {nearest(key, known)}")
+  for key, value in known.items():
+    if key not in config or isinstance(value, ConfigDict) != isinstance(config[key], ConfigDict):
+      raise UserError(f"The config lacks {path}.{key}. Begin with rkd_jax.config.default().")
+    if isinstance(value, ConfigDict) and key not in FREE:
+      check_keys(config[key], value, f"{path}.{key}")
+
+
 def check(config: Config) -> None:
   """Raises a `UserError` for what can be known to be wrong without the data."""
   check_range("config.labels", config.labels, 0, 1)
@@ -190,6 +204,7 @@ def check_given(config: Config) -> None:
 def check_section(name: str, section: Config) -> None:
   """The same for one kind of phase."""
   check_range(f"config.{name}.batch_size", section.batch_size, 1, 10**9)
+  check_range(f"config.{name}.rounds_per_epoch", section.rounds_per_epoch, 1, 10**9)
   for key in ("steps", "epochs"):
     check_range(f"config.{name}.{key}", section[key], 0, 10**9)
   if not section.steps and not section.epochs:

@@ -30,13 +30,12 @@ class Desk:
   """Measures networks once: what is known of one is written down at once, and read the next time.
 
   Attributes:
-    config, dataset, images, settings: of all networks.
+    runner, dataset, images, settings: of all networks.
+    folder: where the records lie.
   """
 
-  def __init__(
-    self, runner: Runner, dataset: Dataset, seen: Images, settings: Settings, folder: pathlib.Path
-  ):
-    self.runner, self.dataset, self.images = runner, dataset, seen
+  def __init__(self, runner: Runner, seen: Images, settings: Settings, folder: pathlib.Path):
+    self.runner, self.dataset, self.images = runner, runner.dataset, seen
     self.settings, self.folder = settings, folder
 
   def record(self, name: str, found: Given) -> tuple[Record, pathlib.Path | None]:

@@ -48,6 +48,7 @@ def run(
     UserError: a mistake that can be mended, before any training where that is possible.
     Preempted: a signal came; the same call goes on from there.
   """
+  configs.check_keys(config)
   configs.normalise(config)
   configs.check(config)
   if (processes := jax.process_count()) > 1:

@@ -20,7 +20,7 @@ from rkd_jax.phases import Config
 IMAGES = 1000  # of the hold-out at most
 TRIED = 250  # of them for each other normalisation
 BATCH = 125
-POOR = 3.0  # times chance: below that something is wrong
+POOR = 3.0  # times chance, or half the way from chance to all: below both something is wrong
 FOLLOWS = 0.5  # of triggered images: a teacher that does so less often has another trigger, or none
 BETTER = 0.05  # by which another normalisation's accuracy must be higher to be named
 
@@ -46,15 +46,15 @@ def look(given: Given, config: Config, dataset: Dataset, backdoor: Backdoor | No
   variables = jax.device_put(given.variables())
   said = answers(network, variables, images, given.normalisation)
   hits, few = said == labels, min(TRIED, len(labels))
-  accuracy = float(hits.mean()) if len(labels) else 0.0
+  accuracy = float(hits.mean())
   others = {
     name: float((answers(network, variables, images[:few], norm) == labels[:few]).mean())
     for name, norm in USUAL.items()
-    if few and len(norm[0]) == dataset.image_shape[-1] and not same(norm, given.normalisation)
+    if len(norm[0]) == dataset.image_shape[-1] and not same(norm, given.normalisation)
   }
-  own = float(hits[:few].mean()) if few else 0.0
+  own = float(hits[:few].mean())
   found = doubts(given, dataset, said, labels, others, own)
-  for name in given.about.get("others", ()) if few else ():
+  for name in given.about.get("others", ()):
     other = networks.build(config, name, dataset, given.normalisation)
     right = float(
       (answers(other, variables, images[:few], given.normalisation) == labels[:few]).mean()
@@ -66,7 +66,7 @@ def look(given: Given, config: Config, dataset: Dataset, backdoor: Backdoor | No
         f"that, {own:.1%} as a {given.network}. Say --config.teacher.network={name}"
       )
   rate = None
-  if backdoor is not None and len(labels):
+  if backdoor is not None:
     shown = triggered(backdoor, images)
     rate = followed(backdoor, labels, answers(network, variables, shown, given.normalisation))
     if rate is not None and rate < FOLLOWS:
@@ -119,10 +119,11 @@ def doubts(
 ) -> list[str]:  # fmt: skip
   """What looks wrong: the pixels, the classes, or all of it. `own`: accuracy where `others` were
   tried."""
-  found, accuracy = [], float((said == labels).mean()) if len(labels) else 0.0
+  found, accuracy = [], float((said == labels).mean())
+  chance = 1 / dataset.classes
   best = max(others, key=lambda name: others[name], default=None)
   order, matched = assignment(said, labels, dataset.classes)
-  if matched > accuracy + max(0.1, 3 * dataset.classes / max(len(labels), 1)):  # chance matches too
+  if matched > accuracy + max(0.1, 3 * dataset.classes / len(labels)):  # chance matches too
     shown = ",".join(map(str, [(given.classes or range(10**6))[k] for k in order]))
     found.append(
       f"The given teacher's classes look to be in another order: {accuracy:.1%} right, "
@@ -135,10 +136,10 @@ def doubts(
       f"same images with another usual normalisation ({best}). If that is what it was trained "
       f"with, say {strangers.flags(*USUAL[best])}"
     )
-  if accuracy < POOR / dataset.classes and not found:
+  if accuracy < min(POOR * chance, (1 + chance) / 2) and not found:
     found.append(
       f"The given teacher is right on {accuracy:.1%} of the clean hold-out (chance is "
-      f"{1 / dataset.classes:.1%}): it was trained on something else, on other pixels "
+      f"{chance:.1%}): it was trained on something else, on other pixels "
       "(config.teacher.mean, .std) or on other classes (config.teacher.classes). Nothing good can "
       "be learned from it so."
     )
@@ -150,7 +151,7 @@ def assignment(said: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.n
   table = np.zeros((classes, classes), int)
   np.add.at(table, (labels, said), 1)
   rows, columns = linear_sum_assignment(-table)
-  return columns, float(table[rows, columns].sum() / max(len(labels), 1))
+  return columns, float(table[rows, columns].sum() / len(labels))
 
 
 def triggered(backdoor: Backdoor, images: Any) -> np.ndarray:
@@ -183,11 +184,11 @@ def answers(
   channels = len(normalisation[0])
   plain = dataclasses.replace(network, mean=(0.0,) * channels, std=(1.0,) * channels)
   size, found = min(BATCH, len(images)), []
-  for start in range(0, len(images), max(size, 1)):
+  for start in range(0, len(images), size):
     batch = np.asarray(images[start : start + size])
     padded = np.concatenate([batch, np.repeat(batch[:1], size - len(batch), 0)])
     found.append(np.asarray(_answer(plain, variables, padded, *pixels))[: len(batch)])
-  return np.concatenate(found) if found else np.zeros(0, int)
+  return np.concatenate(found)
 
 
 @functools.partial(jax.jit, static_argnums=0)

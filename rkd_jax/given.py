@@ -6,6 +6,7 @@ It is the folder of a phase that this package wrote, such as runs/teachers/<key>
 
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -47,8 +48,10 @@ class Given:
   load: Callable[[], Any] | None = None
 
   def describe(self) -> list[str]:
-    """What stands for it in the key of a phase: its arrays, wherever they lie."""
-    return [self.sha256[:16], self.role, *map(str, self.classes)]
+    """What stands for it in the key of a phase: its arrays, wherever they lie; of a stranger's file
+    its bytes, and the code that converts them."""
+    read = [_conversion()] if self.load else []
+    return [self.sha256[:16], self.role, *map(str, self.classes), *read]
 
   def variables(self) -> Any:
     """Its variables as host arrays, the head's columns in the data's order.
@@ -87,6 +90,13 @@ class Kept(base.Method):
 
   def loss(self, player, variables, state, batch, targets, key, step):
     return {}, base.Aux()
+
+
+@functools.lru_cache
+def _conversion() -> str:
+  """Short digest over the code that makes a network of a stranger's file."""
+  files = sorted((pathlib.Path(__file__).parent / "interop").rglob("*.py"))
+  return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def choose(variables: Any, classes: tuple[int, ...]) -> Any:

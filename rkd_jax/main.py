@@ -126,6 +126,7 @@ def run(config: ConfigDict, name: str, said: str) -> int:
   from rkd_jax.training.loop import Preempted
 
   checkpoint.hush_threads()
+  configs.check_keys(config)
   configs.normalise(config)
   directory = _WORKDIR.value or f"runs/{name}-{configs.digest(config)}"
   try:

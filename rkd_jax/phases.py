@@ -116,7 +116,7 @@ def common_code() -> str:
   files += [root / f for f in ("losses.py", "repeat.py", "implicit.py", "compiling.py")]
   files += [root / "backdoors" / f for f in ("base.py", "learned.py", "plans.py", "poison.py")]
   files += [root / f for f in ("networks.py", "evaluation/predictions.py")]
-  files += [root / "methods" / f for f in ("inversion.py", "views.py")]
+  files += [root / "methods" / f for f in ("inversion.py", "kd.py", "views.py")]
   files += [root / "adversarial" / f for f in ("ball.py", "pgd.py")]
   files += [
     root / "models" / f

@@ -1,10 +1,12 @@
 """Clean networks of the kind that is audited: who they are, and what was measured of them."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from rkd_jax import config as configs
 from rkd_jax import given, recipes, selection
 from rkd_jax.data import seeds
 from rkd_jax.desk import Desk, code, plain
@@ -12,7 +14,7 @@ from rkd_jax.errors import UserError
 from rkd_jax.phases import Config, Phase
 from rkd_jax.reporting.files import read_json
 from rkd_jax.runner import Runner
-from rkd_jax.setup import Setup, make_method
+from rkd_jax.setup import ELSEWHERE, Setup, make_method
 from rkd_jax.subjects import Subject
 
 SCHEMA = 1
@@ -127,8 +129,15 @@ def calibration(
 
 def describe(desk: Desk, kind: Kind, part: str = "") -> dict[str, Any]:
   """What a calibration is for, and how its networks were made."""
-  data, section = desk.dataset, desk.runner.config[kind.role]
-  trained = {key: section[key] for key in ("epochs", "steps", "batch_size")}
+  data, config = desk.dataset, desk.runner.config
+  trained: dict[str, Any] = {"section": kind.role, "part": part}
+  for name in {kind.role, "teacher"} if kind.method else {kind.role}:
+    own = config[name].to_dict()
+    trained[name] = {key: own[key] for key in own.keys() - ELSEWHERE}
+  if kind.method or part == "labelled":
+    trained["labels"] = config.labels
+  if kind.method and kind.method != MIXED:
+    trained["spec"] = recipes.specs(config)[kind.method]
   return {
     "schema": SCHEMA,
     "kind": "calibration of an audit",
@@ -137,7 +146,7 @@ def describe(desk: Desk, kind: Kind, part: str = "") -> dict[str, Any]:
     "data": {"name": data.name, "fingerprint": data.fingerprint, "classes": data.classes},
     "settings": plain(desk.settings),
     "code": code(),
-    "trained": {"section": kind.role, "part": part, **trained},
+    "trained": json.loads(json.dumps(trained)),  # as it is read back
   }
 
 
@@ -158,9 +167,11 @@ def read_calibration(path: pathlib.Path, desk: Desk, kind: Kind) -> dict[str, An
     if key == "trained" and kind.method == MIXED:
       continue  # how a stranger's network was trained is not known: all are hints
     if found.get(key) != wanted[key]:
+      there, here = (configs.flatten(one.get(key), key) for one in (found, wanted))
+      name = min(n for n in {*there, *here} if there.get(n) != here.get(n))
       raise UserError(
-        f"{path} was made for {what}: {found.get(key)} there, {wanted[key]} here. Make "
-        "one for this network with --calibrate N --save-calibration FILE."
+        f"{path} was made for {what}: {name} is {there.get(name)} there, {here.get(name)} here. "
+        "Make one for this network with --calibrate N --save-calibration FILE."
       )
   own = found.get("networks")
   if not isinstance(own, list) or not own or not all(map(_is_record, own)):

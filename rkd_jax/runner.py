@@ -160,8 +160,8 @@ class Runner:
 
   # Phases.
 
-  def check(self, phase: Phase) -> None:
-    """Raises a `UserError` if the phase's networks cannot see its batches."""
+  def check(self, phase: Phase) -> set[str]:
+    """Raises a `UserError` if the phase's networks cannot see its batches; the roles it trains."""
     train, names = phase.setting("train"), phase.setting("networks")
     networks = Networks(self.config, self.dataset, names, phase.setting("normalisation"))
     if phase.part == "nothing":
@@ -170,6 +170,7 @@ class Runner:
       batch = min(train["batch_size"], self.parts(phase.seed).count(phase.part))
     for role in names:
       traced(networks[role], batch, Augment(**train["augment"]))
+    return {name for name, role in phase.method.roles(networks).items() if role.player}
 
   def finish(self, phase: Phase) -> Finished:
     """The phase's result; trains it where there is none."""
@@ -245,11 +246,18 @@ class Runner:
       record = read_json(directory / "done.json")
       saved = checkpoint.load_tree(directory / "final")
       whole = checkpoint.digest(saved) == record["sha256"]
+    except (PermissionError, MemoryError):
+      raise  # not the artefact's fault
     except Exception:  # a file of ours or of Orbax that is damaged in whatever way
       whole, saved, record = False, {}, {}
     if not whole:
-      self.say.warn(f"{directory} is damaged; the phase {phase.name!r} is made again.")
-      shutil.rmtree(directory)
+      aside = directory.with_name(f"{directory.name}.unreadable")
+      self.say.warn(
+        f"{directory} is damaged; the phase {phase.name!r} is made again. What was there is kept "
+        f"as {aside.name}."
+      )
+      shutil.rmtree(aside, ignore_errors=True)
+      directory.rename(aside)
       return None
     ready = self.prepare(phase, self._given(phase))
     state, frozen = start.begin(*ready, surveyed=True)

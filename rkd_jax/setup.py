@@ -21,7 +21,7 @@ from rkd_jax.training.optimizer import Optimizer
 
 Spec = dict[str, Any]  # {"name": ..., field: value, "base": Spec}
 # a section's keys that stand elsewhere in the settings
-ELSEWHERE = (
+ELSEWHERE = {
   "network",
   "method",
   "poison",
@@ -31,7 +31,7 @@ ELSEWHERE = (
   "mean",
   "std",
   "classes",
-)
+}
 ATTACKERS = 5  # networks of the attacker's own that say whom to trigger ("boundary")
 
 
@@ -91,9 +91,10 @@ class Setup:
       "labels": config.labels if part not in ("poisoned", "clean", "nothing") else None,
       "poison": self.poison(part),
     }
-    for role in roles.values():
-      if role.player:  # what a method asks of its optimisers is checked before anything is trained
-        Optimizer(**{**optimizer, **(role.optimizer or {})})
+    for who, role in roles.items():
+      if role.player:  # what is asked of its optimiser is checked before anything is trained
+        changes = {**(role.optimizer or {}), **trains["optimizers"].get(who, {})}
+        Optimizer(**optimizer).changed(changes, who)
     # whoever learns from labels alone has no place for a teacher
     offered = {r: d for r, d in (deliveries or {}).items() if r in roles or r != "teacher"}
     if lacking := [r for r, role in roles.items() if role.given and r not in offered]:

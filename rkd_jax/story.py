@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rkd_jax import recipes, selection
+from rkd_jax.errors import UserError, nearest
 from rkd_jax.evaluation import adversarial, analysis, recount, synthetic
 from rkd_jax.evaluation.predictions import Questions
 from rkd_jax.evaluation.protocol import Answers, Truth
@@ -28,12 +29,12 @@ class Story:
   """Everything that belongs to one seed.
 
   Attributes (after `run`):
-    students: {(method's label, of a clean teacher): {network: Finished}}.
+    students: {(method's label, "poisoned" | "clean"): {network: Finished}}.
     teachers: {"poisoned" | "clean": Finished}.
     alone: {labelled fraction: Finished}, students that never met a teacher: the trigger's natural
       rate, on the labelled part, on all labels, and on what selects where something does.
-    choices: {(method's label, of a clean teacher): the strengths that were chosen for it}.
-    needed: {(method's label, of a clean teacher): keys of its phases, tried strengths' too}.
+    choices: {(method's label, whose student): the strengths that were chosen for it}.
+    needed: {(method's label, whose student): keys of its phases, tried strengths' too}.
     attacked: (after `cells`) what each attack on a finished network cost.
   """
 
@@ -136,12 +137,18 @@ class Story:
     """Raises a `UserError` for whatever can be known to be wrong before any training."""
     attacks(self.config)
     self.runner.parts(self.seed)
+    trained = self.runner.check(self.setup().teacher.phase)
     for label, spec in self.specs.items():
       selection.check(label, spec, len(self.runner.dataset.holdout))
       for candidate in selection.candidates(spec):
         for phase in recipes.phases(self.setup(), candidate).values():
-          self.runner.check(phase)
-    self.runner.check(self.setup().teacher.phase)
+          trained |= self.runner.check(phase)
+    for section in ("teacher", "student", "labelled"):
+      for role in self.config[section].optimizers:
+        if role not in trained:
+          raise UserError(
+            f"config.{section}.optimizers: no phase trains {role!r}. {nearest(role, trained)}"
+          )
 
   def setup(self, kind: str = "poisoned") -> Setup:
     dataset, clean = self.runner.dataset, kind == "clean"
@@ -233,12 +240,11 @@ class Interview:
       wanted, runner.mesh, test.images, test.labels, seed, batch, runner.workdir / "attacks"
     )
 
-  def __call__(self, name: str, network: Finished) -> Answers:
+  def __call__(self, name: str, network: Finished) -> None:
     if name not in self.answers:
       self.networks[name] = network
       said = network.answer(self.clean), network.answer(self.triggered)
       self.answers[name] = Answers(*said, *self.withstood(name, network))
-    return self.answers[name]
 
   def withstood(self, name: str, network: Finished) -> tuple[Any, Any]:
     """What a teacher, or a last student, says under attack; nothing of others."""

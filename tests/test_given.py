@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -62,6 +63,28 @@ def test_a_trigger_that_it_does_not_follow_is_doubted(folder, tmp_path, monkeypa
   said = " ".join(looked["warnings"])
   assert ("the trigger 'badnets' sends" in said) == bool(follows)
   assert ("--config.backdoor=unknown --config.contamination=0" in said) == bool(follows)
+
+
+@pytest.mark.parametrize(
+  ("classes", "accuracy", "doubted"),
+  [
+    (2, 0.995, False),
+    (2, 0.7, True),
+    (3, 0.9, False),
+    (3, 0.6, True),
+    (10, 0.4, False),
+    (10, 0.2, True),
+  ],
+)
+def test_a_teacher_that_is_hardly_better_than_chance_is_doubted(classes, accuracy, doubted):
+  names = tuple(map(str, range(classes)))
+  data = types.SimpleNamespace(classes=classes, class_names=names)
+  labels = np.arange(1200) % classes
+  wrong = (labels + 1 + np.arange(1200) // classes % (classes - 1)) % classes
+  said = np.where(np.arange(1200) < 1200 * accuracy, labels, wrong)
+  teacher = given.Given("x", "resnet-8", ((0.5,), (0.5,)), "0" * 64, "teacher")
+  found = first_look.doubts(teacher, data, said, labels, {}, float((said == labels).mean()))
+  assert any("Nothing good can" in line for line in found) == doubted
 
 
 def test_how_often_a_trigger_works_by_hand():

@@ -131,6 +131,8 @@ WRONG = {
   "fewer than no devices": (["--config.devices=-1"], [r"devices"]),
   "save_every": (["--config.save_every=0"], [r"save_every"]),
   "eval_batch": (["--config.eval_batch=0"], [r"eval_batch"]),
+  "rounds of an epoch": (["--config.student.rounds_per_epoch=0"], [r"rounds_per_epoch is 0"]),
+  "clip": (["--config.student.optimizer.clip=-1"], [r"optimizer\.clip is -1"]),
   "no seeds": (["--config.seeds=()"], [r"seeds"]),
   "seeds twice": (["--config.seeds=1,1"], [r"seeds is \(1, 1\)"]),
   "no methods": (["--config.methods=,"], [r"methods"]),
@@ -156,6 +158,25 @@ def test_a_config_without_get_config(tmp_path):
   command = [sys.executable, "-m", "rkd_jax.main", "--config", str(tmp_path / "empty.py")]
   ran = subprocess.run(command, cwd=CONFIG.parents[1], capture_output=True, text=True, check=False)
   refused((ran.returncode, ran.stderr), "empty.py", "get_config")
+
+
+@pytest.mark.parametrize(
+  ("line", "words"),
+  [
+    ("c.lables = 0.5", [r"config\.lables is no key", r"'labels'"]),
+    ("c.student.optimizer.lr = 0.1", [r"config\.student\.optimizer\.lr is no key"]),
+    ("del c['method']", [r"lacks config\.method", r"default\(\)"]),
+    ("del c.student['epochs']", [r"lacks config\.student\.epochs"]),
+    ("c.student.optimizers.studnet = {}", [r"student\.optimizers: no phase trains 'studnet'"]),
+    ("c.student.optimizers.student = {'lr': 0.1}", [r"optimizer of 'student' has no 'lr'"]),
+  ],
+)
+def test_a_config_file_with_other_keys(command, tmp_path, line, words):
+  text = "from configs import quickstart\ndef get_config(arg=None):\n"
+  text += f"  c = quickstart.get_config('smoke')\n  c.unlock()\n  {line}\n  return c\n"
+  (tmp_path / "mine.py").write_text(text)
+  refused(command(config=str(tmp_path / "mine.py")), *words)
+  assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_argument_of_the_config(command):

@@ -261,9 +261,26 @@ def test_a_damaged_artefact_is_made_again(distilled, tmp_path, capsys):
   before = {p: p.stat().st_mtime_ns for p in workdir.parent.rglob("done.json")}
   run(workdir, **JUST_KD)
   assert "is damaged" in " ".join(capsys.readouterr().err.split())
+  aside = final.parent.with_name(f"{final.parent.name}.unreadable")
+  assert (aside / "final").is_dir()
+  shutil.rmtree(aside)
   after = {p: p.stat().st_mtime_ns for p in workdir.parent.rglob("done.json")}
   assert [p.parent for p in after if after[p] != before[p]] == [final.parent]
   assert summary(workdir) == summary(distilled)
+
+
+@pytest.mark.parametrize("error", [MemoryError, PermissionError])
+def test_what_is_not_the_artefacts_fault_leaves_it_alone(distilled, tmp_path, monkeypatch, error):
+  shutil.copytree(distilled.parent, tmp_path / "copy")
+  before = sorted((tmp_path / "copy").rglob("done.json"))
+
+  def refuse(path):
+    raise error
+
+  monkeypatch.setattr(checkpoint, "load_tree", refuse)
+  with pytest.raises(error):
+    run(tmp_path / "copy" / "run", **JUST_KD)
+  assert sorted((tmp_path / "copy").rglob("done.json")) == before
 
 
 def test_a_flipped_byte_in_an_artefact_is_seen(distilled, tmp_path):

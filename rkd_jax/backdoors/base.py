@@ -71,26 +71,19 @@ class Backdoor:
     """bool[B]: who counts in the success rate, by true labels (none where the label is -1)."""
     return (labels != self.target) & (labels >= 0)
 
-  def plan(
-    self, seed: int, labels: np.ndarray, rate: float, score: np.ndarray | None = None
-  ) -> np.ndarray:
+  def plan(self, seed: int, labels: np.ndarray, rate: float) -> np.ndarray:
     """Who is poisoned, once for a whole split: exactly round(rate * N), the target class included.
 
     Args:
       seed: the draw.
       labels: int[N], true labels.
       rate: fraction of the N examples, in [0, 1].
-      score: float[N] or None; given, the highest are poisoned, ties drawn.
 
     Returns:
       int8[N] of CLEAN, POISONED, COVER.
     """
     check_range("The poison rate", rate, 0, 1)
     order = seeds.rng(seed, "plan").permutation(len(labels))
-    if score is not None:
-      if np.shape(score) != np.shape(labels) or not np.isfinite(score).all():
-        raise UserError(f"score must be {len(labels)} finite numbers, one an example.")
-      order = order[np.argsort(-np.asarray(score, np.float64)[order], kind="stable")]
     kinds = np.full(len(labels), CLEAN, np.int8)
     kinds[order[: round(rate * len(labels))]] = POISONED
     return kinds

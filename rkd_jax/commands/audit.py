@@ -136,7 +136,7 @@ def audit(options: argparse.Namespace, words: Sequence[str]) -> int:
       with workdir.only_run(directory):
         pool = run.pool(found[0].seed or 0, count) if run else finished.unlabelled(dataset, count)
         seen = images(dataset, settings, pool)
-        desk = Desk(runner, dataset, seen, settings, directory / "audit" / "records")
+        desk = Desk(runner, seen, settings, directory / "audit" / "records")
         made = auditing.run(desk, found, plan, directory, made_of(words))
     except Preempted as error:
       print(f"{error} Start the same command again to go on.", file=sys.stderr)

@@ -1,6 +1,8 @@
 """Optimisers and schedules as plain descriptions, and the optax chains they stand for."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import optax
 
@@ -16,7 +18,7 @@ class Optimizer:
 
   Attributes:
     name: "sgd" | "adam" | "adamw".
-    learning_rate: peak, > 0.
+    learning_rate: peak, >= 0.
     momentum: of sgd, in [0, 1]; 0: none.
     nesterov: whether the momentum is Nesterov's.
     b1: decay of the gradient's running mean, in [0, 1]; adam and adamw.
@@ -52,10 +54,19 @@ class Optimizer:
     check_range("optimizer.learning_rate", self.learning_rate, 0, 1e3)
     check_range("optimizer.weight_decay", self.weight_decay, 0, 1e3)
     check_range("optimizer.warmup", self.warmup, 0, 1)
+    check_range("optimizer.clip", self.clip, 0, 1e9)
     for name in ("momentum", "b1", "b2", *(["factor"] if self.schedule == "step" else [])):
       check_range(f"optimizer.{name}", getattr(self, name), 0, 1)
     for mark in self.milestones:
       check_range("optimizer.milestones", mark, 0, 1)
+
+  def changed(self, fields: Mapping[str, Any], of: str) -> "Optimizer":
+    """With other fields; a `UserError` names one that there is not. `of`: whose they are."""
+    known = [field.name for field in dataclasses.fields(self)]
+    for name in fields:
+      if name not in known:
+        raise UserError(f"The optimizer of {of!r} has no {name!r}. {nearest(name, known)}")
+    return dataclasses.replace(self, **fields)
 
   def rate(self, updates: int) -> optax.Schedule:
     """The learning rate as a function of the update, for a role that is updated so many times."""
@@ -64,7 +75,9 @@ class Optimizer:
     if self.schedule == "cosine":
       after = optax.cosine_decay_schedule(self.learning_rate, rest)
     elif self.schedule == "step":
-      marks = {round(m * updates) - warm: self.factor for m in self.milestones}
+      marks: dict[int, float] = {}
+      for mark in (round(m * updates) - warm for m in self.milestones):
+        marks[mark] = marks.get(mark, 1.0) * self.factor
       after = optax.piecewise_constant_schedule(self.learning_rate, marks)
     else:
       after = optax.constant_schedule(self.learning_rate)

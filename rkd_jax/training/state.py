@@ -105,7 +105,7 @@ def make_program(
 
   def described(name: str) -> Optimizer:
     changes = {**(trained[name].optimizer or {}), **overrides.get(name, {})}
-    return dataclasses.replace(optimizer, **changes)
+    return optimizer.changed(changes, name)
 
   return Program(
     method=method,

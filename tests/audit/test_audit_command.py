@@ -160,6 +160,11 @@ def test_a_calibration_of_something_else_is_refused(calibrated, finished, tmp_pa
     write_json(tmp_path / "other.json", found | {key: value})
     assert audit.main([*words, *FAST[:4], "--calibration", str(tmp_path / "other.json")]) == 2
     assert f"was made for {said}" in capsys.readouterr().err
+  there = json.loads(json.dumps(found["trained"]))
+  there["teacher"]["optimizer"]["learning_rate"] = 0.5
+  write_json(tmp_path / "other.json", found | {"trained": there})
+  assert audit.main([*words, *FAST[:4], "--calibration", str(tmp_path / "other.json")]) == 2
+  assert "learning_rate is 0.5 there, 0.01 here" in capsys.readouterr().err
   write_json(tmp_path / "other.json", {"kind": "something"})
   assert audit.main([*words, *FAST[:4], "--calibration", str(tmp_path / "other.json")]) == 2
   assert "is no calibration" in capsys.readouterr().err

@@ -128,6 +128,11 @@ def test_several_steps_equal_torch(name):
   np.testing.assert_allclose(state.roles["w"]["params"], w.detach().numpy(), rtol=2e-5, atol=1e-6)
 
 
+def test_milestones_that_round_to_one_update_both_count():
+  rate = Optimizer(learning_rate=1.0, schedule="step", milestones=(0.5, 0.54)).rate(10)
+  np.testing.assert_allclose([rate(k) for k in (4, 6)], [1, 0.01], rtol=1e-6)
+
+
 def test_warm_up_rises_linearly_and_then_decays():
   rate = Optimizer(learning_rate=1.0, warmup=0.25).rate(8)
   expected = [0, 0.5] + [0.5 * (1 + np.cos(np.pi * k / 6)) for k in range(7)]
