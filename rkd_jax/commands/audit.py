@@ -29,6 +29,10 @@ from rkd_jax.reporting import terminal
 NOTHING, USAGE, CANNOT, SUSPICIOUS, UNKNOWN, TRY_AGAIN = 0, 1, 2, 3, 4, 75
 STATUS = {"nothing found": NOTHING, "unknown": UNKNOWN, "suspicious": SUSPICIOUS}
 ADVICE = "say where they lie (--data_dir)"
+OF_RUN = ("seed", "method", "controls")
+OF_FILE = (
+  "data", "holdout", "test", "size", "unlabelled", "network", "mean", "std", "classes", "sha256",
+)  # fmt: skip
 GRAVITY = (NOTHING, UNKNOWN, SUSPICIOUS)  # the gravest of several is the status
 
 
@@ -160,8 +164,10 @@ def check(options: argparse.Namespace) -> None:
       f"{target} is no run's workdir (it has no results.json), so it is taken for a network: say "
       "which images it is about, as --data digits or --data folder:PATH."
     )
-  if is_run and options.data:
-    raise UserError(f"{target} is a run, which knows its data; --data is for a file.")
+  what = "a run, which knows its data and networks" if is_run else "no run, but a network"
+  for name in OF_FILE if is_run else OF_RUN:
+    if getattr(options, name) not in (None, "", [], False):
+      raise UserError(f"{target} is {what}; --{name} is for a {'file' if is_run else 'run'}.")
   if not 0 < options.alpha < 1:
     raise UserError(f"--alpha is {options.alpha}; it must lie between 0 and 1, as .05.")
   if options.calibrate < 0:
@@ -178,7 +184,8 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
   found = {"data.data_dir": options.data_dir, "devices": options.devices}
   found |= {"teachers_dir": options.teachers}
   if options.epochs:
-    found |= {f"{section}.epochs": options.epochs for section in ("teacher", "student")}
+    for section in ("teacher", "student"):
+      found |= {f"{section}.epochs": options.epochs, f"{section}.steps": 0}
   return found
 
 

@@ -189,6 +189,8 @@ def test_usage(finished, tmp_path, capsys):
     (str(tmp_path / "gone"),): "There is no",
     (str(tmp_path),): "say which images",
     (str(finished), "--data", "digits"): "knows its data",
+    (str(finished), "--holdout", "0.2"): "--holdout is for a file",
+    (str(tmp_path), "--data", "digits", "--method", "kd"): "--method is for a run",
     (str(finished), "--alpha", "1"): "between 0 and 1",
     (str(finished), "--calibrate", "-1"): "0 for none",
     (str(finished), "--calibrate", "3"): "5 networks at the least",
