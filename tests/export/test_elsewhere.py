@@ -93,7 +93,7 @@ def test_the_pages_example_of_onnx(folder):
 
   path, network, variables, logits = folder
   model = onnx_file.model(network, variables, "nchw", {"classes": json.dumps(["a", "b", "c"])})
-  (path / "agreement-seed0.onnx").write_bytes(model.SerializeToString())
+  (path / "rkd-seed0.onnx").write_bytes(model.SerializeToString())
   assert run(blocks()[0], path).strip() == str(["abc"[k] for k in logits.argmax(1)])
 
 
@@ -103,16 +103,16 @@ def test_the_pages_example_of_stablehlo(folder):
 
   path, network, variables, logits = folder
   data = stablehlo.serialized(network, variables, "nhwc")
-  (path / "agreement-seed0.stablehlo").write_bytes(data)
+  (path / "rkd-seed0.stablehlo").write_bytes(data)
   assert run(blocks()[1], path).strip() == str(logits.argmax(1))
 
 
 def test_the_pages_example_of_weights(folder, theirs, monkeypatch):
   path, network, variables, logits = folder
   _, state = weights.state_dict(network, variables)
-  (path / "agreement-seed0.pth").write_bytes(weights.torch_zip(state))
+  (path / "rkd-seed0.pth").write_bytes(weights.torch_zip(state))
   about = {"mean": list(network.mean), "std": list(network.std)}
-  (path / "agreement-seed0.pth.json").write_text(json.dumps(about))
+  (path / "rkd-seed0.pth.json").write_text(json.dumps(about))
   net = theirs.Wide(1, 3)
   net.conv1 = theirs.conv(1, 16)
   monkeypatch.chdir(path)
