@@ -16,7 +16,7 @@ from typing import Any
 
 from rkd_jax.errors import UserError, nearest
 from rkd_jax.evaluation.metrics import t_interval
-from rkd_jax.reporting import results, table, terminal, withstood
+from rkd_jax.reporting import page, results, table, terminal, withstood
 from rkd_jax.reporting.files import atomic_write
 from rkd_jax.reporting.formats import NOT_MEASURED, number, percent, term
 from rkd_jax.reporting.results import Cell
@@ -39,7 +39,11 @@ def markdown(manifest: Mapping[str, Any], cells: Sequence[Cell]) -> str:
   parts = []
   for setting in table.settings(comparable):
     own = table.within(comparable, setting)
-    rows = [row for row in table.rows(own, methods(manifest)) if row.cells]
+    rows = [
+      row
+      for row in table.rows(own, page.methods(page.mapping(manifest.get("config"))))
+      if row.cells
+    ]
     columns = COLUMNS if setting["backdoor"] != "none" else ("acc",)
     attacks = withstood.plain(rows)
     head = ["Network", *(term(m) for m in columns), *map(withstood.told, attacks)]
@@ -62,7 +66,11 @@ def grid(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Cell]]]) -> str:
   """
   columns = {}
   for name, (manifest, cells) in runs.items():
-    found = [row for row in table.rows(table.plain(cells), methods(manifest)) if row.cells]
+    found = [
+      row
+      for row in table.rows(table.plain(cells), page.methods(page.mapping(manifest.get("config"))))
+      if row.cells
+    ]
     columns[name] = {(row.method or "teacher", row.cells[0].labels): row for row in found}
   keys = list(dict.fromkeys(key for rows in columns.values() for key in rows))
   head = ["Network", *columns]
@@ -93,10 +101,15 @@ def against(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Cell]]], refere
   if reference not in methods:
     raise UserError(f"No run has students of {reference!r}. {nearest(reference, methods)}")
 
-  def differences(method: str, metric: str) -> list[float]:
+  def differences(method: str, metric: str) -> list[list[float]]:
+    """By run."""
     own, other = found.get((method, metric), {}), found.get((reference, metric), {})
-    values = [(own[pair], other[pair]) for pair in own if pair in other]
-    return [a - b for a, b in values if a is not None and b is not None]
+    values: dict[str, list[float]] = {}
+    for run, seed in own:
+      a, b = own[run, seed], other.get((run, seed))
+      if a is not None and b is not None:
+        values.setdefault(run, []).append(a - b)
+    return list(values.values())
 
   head = ["Method", "ACC, points", "ASR, points", "pairs"]
   cleaned = any(differences(method, "cleanacc") for method in methods if method != reference)
@@ -106,36 +119,44 @@ def against(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Cell]]], refere
     acc, asr, clean = (differences(method, metric) for metric in ("acc", "asr", "cleanacc"))
     if method == reference or not (acc or asr):
       continue
-    line = [method, gap(acc), gap(asr), str(max(len(acc), len(asr)))]
-    worst = f" ({100 * min(clean):+.1f})" if len(clean) > 1 else ""
-    lines.append([*line, f"{gap(clean)}{worst}", str(len(clean))] if cleaned else line)
+    line = [method, gap(acc), gap(asr), str(max(count(acc), count(asr)))]
+    worst = f" ({100 * min(map(min, clean)):+.1f})" if count(clean) > 1 else ""
+    lines.append([*line, f"{gap(clean)}{worst}", str(count(clean))] if cleaned else line)
   text = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
-  return f"{text}\n\nMinus {reference}, paired by run and seed: mean and 95 % Student interval."
+  over = "over runs, each by its mean (of one run over seeds, of two none)"
+  said = f"Minus {reference}, paired by run and seed: mean and 95 % Student interval {over}."
+  return f"{text}\n\n{said}"
 
 
-def gap(differences: Sequence[float]) -> str:
-  """A mean difference in points, and its interval where there are two or more."""
-  if not differences:
+def count(runs: Sequence[Sequence[float]]) -> int:
+  return sum(map(len, runs))
+
+
+def gap(runs: Sequence[Sequence[float]]) -> str:
+  """Mean of differences in points, and its interval where that can be told.
+
+  Seeds of a run are more alike than runs of other triggers, and seeds of several runs share images.
+  So of several runs each counts once, by its mean, and two are too few for an interval.
+
+  Args:
+    runs: the differences of each.
+  """
+  if not runs:
     return NOT_MEASURED
-  mean, limits = sum(differences) / len(differences), t_interval(differences, (-1.0, 1.0))
-  shown = f" [{100 * limits[0]:+.1f}, {100 * limits[1]:+.1f}]" if limits else ""
-  return f"{100 * mean:+.1f}{shown}"
+  means = list(runs[0]) if len(runs) == 1 else [sum(run) / len(run) for run in runs]
+  limits = None if len(runs) == 2 else t_interval(means, (-1.0, 1.0))
+  low, high = (f"{100 * limit:+.1f}" for limit in limits or (0.0, 0.0))
+  shown = f" [{low}, {high}]" if low != high else ""  # of equal differences nothing is known
+  return f"{100 * sum(means) / len(means):+.1f}{shown}"
 
 
 def brief(row: table.Row | None) -> str:
   """A network's entry in one column."""
-  acc, asr = (row.over(metric) if row else None for metric in ("acc", "asr"))
-  if acc is None or asr is None or acc["mean"] is None or asr["mean"] is None:
+  if row is None or (row.mean("acc") is None and row.mean("asr") is None):
     return NOT_MEASURED
-  worst = f" ({100 * (asr['worst'] or 0):.1f})" if len(asr["points"]) > 1 else ""
-  return f"{100 * acc['mean']:.1f} / {100 * asr['mean']:.1f}{worst}"
-
-
-def methods(manifest: Mapping[str, Any]) -> list[str]:
-  """The names that the run's config compares, in its order."""
-  config = manifest.get("config") or {}
-  alone = (config.get("method") or {}).get("name")
-  return [alone] if alone else [str(name) for name in config.get("methods") or ()]
+  said = [NOT_MEASURED if m is None else f"{100 * m:.1f}" for m in map(row.mean, ("acc", "asr"))]
+  worst = row.worst("asr") if len(row.of("asr")) > 1 else None
+  return " / ".join(said) + ("" if worst is None else f" ({100 * worst:.1f})")
 
 
 def entry(row: table.Row, metric: str) -> str:

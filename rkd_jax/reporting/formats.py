@@ -67,7 +67,10 @@ METRICS = {
   ),
   "rir": ("RIR", "Robustness improvement rating: DER with the gain in RA for the fall of ASR."),
   "kept": ("Kept", "Share of the pool's images that the round trained on."),
-  "kept_triggered": ("Kept, triggered", "Share of the pool's triggered images that it trained on."),
+  "kept_triggered": (
+    "Kept, triggered",
+    "Share of the pool's triggered images outside the target class that it trained on.",
+  ),
   "adv_acc": ("AdvAcc", "Accuracy under the named attack within the named ball."),
   "alignment_residual": (
     "Gradient gap",
@@ -113,8 +116,11 @@ def number(metric: str, value: float | None) -> str:
 
 
 def interval(metric: str, bounds: tuple[float, float] | None) -> str:
-  """[low, high] in the metric's unit; empty where there is none."""
-  if bounds is None:
+  """[low, high] in the metric's unit; empty where there is none, or it has no width.
+
+  Images that all agree tell a bootstrap nothing of how far others might differ.
+  """
+  if bounds is None or bounds[0] == bounds[1]:
     return ""
   low, high = (number(metric, bound).removesuffix("\u202f%") for bound in bounds)
   return f"[{low}, {high}]"

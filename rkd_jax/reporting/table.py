@@ -39,6 +39,10 @@ class Row:
   def worst(self, metric: str) -> float | None:
     return summary["worst"] if (summary := self.over(metric)) else None
 
+  def highest(self, metric: str) -> float | None:
+    """Of the seeds in which it is known."""
+    return max((c.value for c in self.of(metric) if c.value is not None), default=None)
+
   def mean(self, metric: str) -> float | None:
     return summary["mean"] if (summary := self.over(metric)) else None
 

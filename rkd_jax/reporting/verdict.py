@@ -32,7 +32,12 @@ def verdicts(table: Sequence[Row], target: str) -> list[Verdict]:
   teacher = next((row for row in table if row.method is None), None)
   first = [_undefended_verdict(row, teacher, target) for row in undefended]
   defended = [row for row in students if row not in undefended]
-  return first + [_defended_verdict(row, _reference(row, undefended), alone) for row in defended]
+  asleep = follows(teacher) is False
+  references = [_reference(row, undefended) for row in defended]
+  there = [False if other is None and asleep else carries(other) for other in references]
+  return first + [
+    _defended_verdict(row, came, alone) for row, came in zip(defended, there, strict=True)
+  ]
 
 
 def undefended(table: Sequence[Row]) -> list[Row]:
@@ -56,19 +61,21 @@ def follows(row: Row | None) -> bool | None:
   asr = row.worst("asr") if row else None
   if row is None or asr is None:
     return None
-  carried = row.worst("carried_asr")
-  return asr > REMOVED_ASR or (carried is not None and carried > REMOVED_CARRIED)
+  return asr > REMOVED_ASR or (row.highest("carried_asr") or 0) > REMOVED_CARRIED
 
 
 def carries(row: Row | None) -> bool | None:
-  """Whether the teacher put it there: by carried ASR where that is known, else by ASR.
+  """Whether the teacher put it there: by carried ASR where that tells, else by ASR.
+
+  One seed in which it came over is enough; that it did not takes all of them.
 
   None where the ASR alone does not tell: a trigger that fools a network which never met the teacher
   as often may have come over or not.
   """
-  carried = row.worst("carried_asr") if row else None
-  if carried is not None:
-    return carried > REMOVED_CARRIED
+  if row and (row.highest("carried_asr") or 0) > REMOVED_CARRIED:
+    return True
+  if row and row.worst("carried_asr") is not None:
+    return False
   return None if row and follows(row) and _fools_anyone(row) else follows(row)
 
 
@@ -100,15 +107,19 @@ def _undefended_verdict(row: Row, teacher: Row | None, target: str) -> Verdict:
     text = f"{who}: {asr}, {at}{_natural(row)}. Only a clean teacher's student would tell whether"
     return Verdict(row.label, "unknown", f"{text} the backdoor came over.")
   if carried:
-    return Verdict(row.label, "carried over", f"{who} carried the backdoor over: {asr}, {at}.")
+    text = f"{who} carried the backdoor over: {asr}, {at}."
+    if row.highest("natural_rate") is None and row.highest("carried_asr") is None:
+      text += " No network that never met the teacher was asked how far the trigger fools anyone."
+    return Verdict(row.label, "carried over", text)
   text = f"{who} carried nothing over: {asr}, {at}{_natural(row)}."
   if teacher and follows(teacher) is False:
     text += f" The teacher itself hardly follows the trigger: ASR {_worst(teacher)}."
   return Verdict(row.label, "not carried over", text)
 
 
-def _defended_verdict(row: Row, reference: Row | None, alone: float | None) -> Verdict:
-  shows, there = follows(row), carries(reference)
+def _defended_verdict(row: Row, there: bool | None, alone: float | None) -> Verdict:
+  """`there`: whether undefended distillation carries the backdoor over; None: not known."""
+  shows = follows(row)
   if shows is None:
     return _unknown(row, row.label)
   facts = f"{_worst(row)} ({_who(row)}) at {_accuracy(row)}"
@@ -119,8 +130,10 @@ def _defended_verdict(row: Row, reference: Row | None, alone: float | None) -> V
   if there is False:
     text = f"{row.label}: ASR {facts}. There was nothing to remove, so this is no cure."
     return Verdict(row.label, "nothing to remove", text)
-  caveat = "" if there else " Whether undefended distillation would have carried it is unknown."
-  text = f"{row.label} removed the backdoor: ASR {facts}.{caveat}"
+  if there is None:
+    text = f"{row.label}: ASR {facts}, so no backdoor shows in it. Whether undefended distillation"
+    return Verdict(row.label, "unknown", f"{text} would have carried it is unknown.")
+  text = f"{row.label} removed the backdoor: ASR {facts}{_reaches(row)}."
   return Verdict(row.label, "removed", text, row.mean("acc"))
 
 
@@ -153,9 +166,17 @@ def _who(row: Row) -> str:
   return f"worst of {len(teachers)} teachers{students}"
 
 
+def _reaches(row: Row) -> str:
+  """Whether chance alone might explain that it is below the limit."""
+  highest = max((c.ci95[1] for c in row.of("asr") if c.ci95), default=0.0)
+  return f"; an interval reaches to {percent(highest)}" if highest > REMOVED_ASR else ""
+
+
 def _natural(row: Row) -> str:
   """A high ASR that a clean teacher's student shares is the trigger's doing, not the teacher's."""
   carried, natural = row.worst("carried_asr"), row.worst("natural_rate")
+  if carried is None and (some := row.highest("carried_asr") or 0) > REMOVED_CARRIED:
+    return f"; carried ASR {percent(some)} in one of the seeds that have a clean teacher"
   if carried is None and _fools_anyone(row) and (row.worst("asr") or 0) > REMOVED_ASR:
     return f"; a network that never met the teacher follows it as often ({percent(natural)})"
   if carried is None:

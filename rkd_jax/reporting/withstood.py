@@ -14,7 +14,6 @@ How = tuple[str, str, float]  # attack, norm, radius
 MEASURED = (
   "certified_radius", "local_linearity", "alignment_residual", "adv_loss", "loss_bound",
 )  # fmt: skip
-HUGE = {"linf": 0.45}  # from here on every image can be made any other, nearly
 TRANSFERRED = 0.5  # of the teacher's accuracy under attack that a student has to keep
 POINTS = 0.02  # of accuracy that a stronger attack may be above a weaker one, by chance
 MORE, TRANSFER = "pgd-100", "transfer-"
@@ -51,8 +50,18 @@ def attacks(rows: Sequence[Row]) -> list[How]:
 def plain(rows: Sequence[Row]) -> list[How]:
   """What is told of a network, without what only tests the telling: more steps, a huge ball, images
   made against its teacher."""
-  found = [how for how in attacks(rows) if how[2] < HUGE.get(how[1], float("inf"))]
-  return [how for how in found if how[0] != MORE and not how[0].startswith(TRANSFER)]
+  found = attacks(rows)
+  tests = [
+    how for how in found if how[0] == MORE or how[0].startswith(TRANSFER) or huge(how, found)
+  ]
+  return [how for how in found if how not in tests] or found
+
+
+def huge(how: How, found: Sequence[How]) -> bool:
+  """Whether the ball is that in which nearly every image can be made any other: it is larger than
+  the largest of the config, in which more steps were tried too."""
+  largest = max((eps for attack, norm, eps in found if (attack, norm) == (MORE, how[1])), default=0)
+  return 0 < largest < how[2]
 
 
 def at(row: Row, how: How) -> Row:
@@ -74,7 +83,7 @@ def doubts(rows: Sequence[Row], found: Sequence[How]) -> Iterator[str]:
       attack, norm, eps = how
       own = known.get((attack.removeprefix(TRANSFER), norm, eps), 0)
       short = known.get(("pgd-20", norm, eps), 0)
-      if acc and eps >= HUGE.get(norm, float("inf")):
+      if acc and huge(how, found):
         yield (
           f"{row.label} keeps {percent(acc)} under {told(how)}, where nothing can be withstood: "
           "the attack does not find what is there."
@@ -145,8 +154,9 @@ def _verdicts(rows: Sequence[Row]) -> list[Verdict]:
   if how is None:
     nothing = "no attack was tried, and there is no backdoor to judge by."
     return [Verdict(row.label, "unknown", f"{row.label}: {nothing}") for row in students]
-  teacher = next((at(row, how).worst("adv_acc") for row in rows if row.method is None), None)
-  return [_verdict(row, how, teacher) for row in students]
+  teacher = next((at(row, how) for row in rows if row.method is None), None)
+  own = {cell.seed: cell.value for cell in teacher.of("adv_acc")} if teacher else {}
+  return [_verdict(row, how, own) for row in students]
 
 
 def judging(rows: Sequence[Row]) -> How | None:
@@ -156,12 +166,21 @@ def judging(rows: Sequence[Row]) -> How | None:
   return own[len(own) // 2] if own else None
 
 
-def _verdict(row: Row, how: How, teacher: float | None) -> Verdict:
-  kept = at(row, how).worst("adv_acc")
-  if kept is None or teacher is None:
+def _verdict(row: Row, how: How, teachers: dict[int | None, float | None]) -> Verdict:
+  """`teachers`: accuracy under that attack by seed."""
+  cells = at(row, how).of("adv_acc")
+  pairs = [
+    (c.value, teachers.get(c.seed if c.teacher_seed is None else c.teacher_seed)) for c in cells
+  ]
+  known = [(kept, own) for kept, own in pairs if kept is not None and own is not None]
+  if not cells or len(known) < len(pairs):
     return Verdict(row.label, "unknown", f"{row.label}: not every network was attacked.")
-  took = kept >= TRANSFERRED * teacher
-  who = "worst seed" if len(at(row, how).of("adv_acc")) > 1 else "one seed"
+  kept, own = min(known, key=lambda pair: pair[0] - TRANSFERRED * pair[1])
+  who = "worst seed" if len(cells) > 1 else "one seed"
   text = f"{row.label} keeps {percent(kept)} right under {told(how)} ({who}), its teacher"
-  text += f" {percent(teacher)}, at {percent(row.mean('acc'))} accuracy on clean images."
+  text += f" {percent(own)}, at {percent(row.mean('acc'))} accuracy on clean images."
+  if max(own for _, own in known) <= POINTS:
+    text += " A teacher that withstands nothing itself has nothing to hand on."
+    return Verdict(row.label, "unknown", text)
+  took = kept >= TRANSFERRED * own
   return Verdict(row.label, "transferred" if took else "not transferred", text)

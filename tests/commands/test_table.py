@@ -71,7 +71,6 @@ def test_the_caption_names_data_seeds_time_and_code():
 
 
 def test_a_config_of_one_method_and_a_manifest_of_nothing():
-  assert table.methods({"config": {"methods": ["none"], "method": {"name": "x.y"}}}) == ["x.y"]
   assert "| kd |" in table.markdown({}, cells())
 
 
@@ -136,7 +135,7 @@ def test_seeds_are_those_of_all_runs_and_may_be_unknown():
 def test_an_unknown_seed_leaves_the_entry_unknown():
   manifest, cells = SECOND
   lost = [c for c in cells if not (c.method == "kd" and c.metric == "asr")]
-  assert "| kd | 94.0 / 60.0 (70.0) | – |" in lines(one=FIRST, two=(manifest, lost))
+  assert "| kd | 94.0 / 60.0 (70.0) | 85.0 / – |" in lines(one=FIRST, two=(manifest, lost))
   kept = [dataclasses.replace(c, value=None) if c.seed and c.method == "kd" else c for c in cells]
   assert "| kd | 94.0 / 60.0 (70.0) | – |" in lines(one=FIRST, two=(manifest, kept))
 
@@ -161,6 +160,27 @@ def test_differences_are_paired_by_run_and_seed():
   assert found[-1].startswith("Minus kd, paired by run and seed")
   with pytest.raises(UserError, match=r"No run has students of 'kdd'\. Did you mean 'kd'"):
     table.against({"one": FIRST}, "kdd")
+
+
+@pytest.mark.parametrize(
+  ("runs", "said"),
+  [
+    ([[-0.5, -0.3]], "-40.0 [-100.0, +87.1]"),  # over seeds: .1 * 12.706
+    ([[-0.5, -0.3], [-0.6]], "-50.0"),
+    # means -.4, -.6 and -.5: .1 / sqrt(3) * 4.303
+    ([[-0.5, -0.3], [-0.6, -0.6], [-0.5]], "-50.0 [-74.8, -25.2]"),
+    ([[0.2, 0.2, 0.2]], "+20.0"),
+    ([], "–"),
+  ],
+)
+def test_of_several_runs_each_counts_once(runs, said):
+  assert table.gap(runs) == said
+
+
+def test_an_accuracy_is_shown_where_the_rate_is_not_known():
+  manifest, cells = FIRST
+  cells = [dataclasses.replace(c, value=None) if c.metric == "asr" else c for c in cells]
+  assert "| kd | 94.0 / – |" in table.grid({"one": (manifest, cells)})
 
 
 def test_differences_between_students_of_clean_teachers():

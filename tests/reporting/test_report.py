@@ -171,6 +171,36 @@ def test_a_low_asr_that_came_from_the_teacher_is_not_removed():
   assert said["agreement"].outcome == "not removed"
 
 
+def test_a_carried_asr_that_is_known_in_one_seed_counts():
+
+  def two(method, first, second, carried):
+    cells = student(method, first, carried=carried) + student(method, second, seed=1)
+    unknown = dataclasses.replace(student(method, None, seed=1)[1], metric="carried_asr")
+    return [*cells, unknown]
+
+  kd = two("kd", 0.09, 0.02, 0.08)
+  said = say(kd, two("rkd", 0.08, 0.0, 0.08))
+  assert said["kd"].outcome == "carried over" and said["rkd"].outcome == "not removed"
+  assert "carried ASR 8.0\u202f% in one of the seeds" in said["rkd"].sentence
+  low = say(kd, two("rkd", 0.01, 0.0, 0.01))
+  assert low["rkd"].outcome == "removed"
+
+
+def test_an_interval_that_reaches_over_the_limit_is_told():
+  said = say(student("kd", 0.9), student("agreement", 0.095), student("rkd", 0.01))
+  assert "an interval reaches to 11" in said["agreement"].sentence
+  assert "reaches" not in said["rkd"].sentence
+
+
+def test_a_low_asr_removes_nothing_that_is_not_known_to_have_been_there():
+  said = say(student("agreement", 0.01))["agreement"]
+  assert said.outcome == "unknown" and "no backdoor shows" in said.sentence
+  asleep = student(asr=0.02, network="teacher", method=None)
+  assert say(asleep, student("agreement", 0.01))["agreement"].outcome == "nothing to remove"
+  assert "was asked how far" in say(student("kd", 0.9))["kd"].sentence
+  assert "was asked" not in say(student("kd", 0.9), natural("kd", 0.0))["kd"].sentence
+
+
 def test_one_unknown_seed_makes_the_verdict_unknown():
   said = say(student("kd", 0.9), student("agreement", 0.0), student("agreement", None, seed=1))
   assert said["agreement"].outcome == "unknown"

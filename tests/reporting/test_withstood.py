@@ -94,10 +94,33 @@ def doubts(*cells):
   return list(withstood.doubts(made, withstood.attacks(made)))
 
 
-def test_nothing_can_be_withstood_in_a_huge_ball():
-  (found,) = doubts(network("kd", {0.1: 0.6, 0.5: 0.4}))
-  assert "kd keeps 40.0\u202f%" in found and "l∞ ≤ 0.5" in found
-  assert not doubts(network("kd", {0.1: 0.6, 0.5: 0.0}))
+@pytest.mark.parametrize(("norm", "said"), [("linf", "l∞ ≤ 8"), ("l2", "l2 ≤ 8")])
+def test_nothing_can_be_withstood_in_a_huge_ball(norm, said):
+  """It is larger than the config's largest, at which more steps are tried as well."""
+
+  def kd(last):
+    own = network("kd", {0.1: 0.6, 8.0: last})
+    own.append(under(own[0], 0.6, attack="pgd-100"))
+    return [c if c.norm is None else dataclasses.replace(c, norm=norm) for c in own]
+
+  (found,) = doubts(kd(0.4))
+  assert "kd keeps 40.0\u202f%" in found and said in found
+  assert not doubts(kd(0.0)) and withstood.plain(rows(kd(0.0))) == [("pgd-20", norm, 0.1)]
+
+
+def test_a_teacher_that_withstands_nothing_hands_nothing_on():
+  (found,) = withstood.judged(
+    rows(network("teacher", {0.1: 0.0}), network("kdiga", {0.1: 0.0})), "class 0"
+  )
+  assert found.outcome == "unknown" and "withstands nothing itself" in found.sentence
+
+
+def test_a_student_is_compared_with_its_own_teacher():
+  """The worst of each would be .2 and .15."""
+  cells = [network("teacher", {0.1: share}, seed=s) for s, share in enumerate((0.2, 0.8))]
+  cells += [network("kdiga", {0.1: share}, seed=s) for s, share in enumerate((0.15, 0.3))]
+  (found,) = withstood.judged(rows(*cells), "class 0")
+  assert found.outcome == "not transferred" and "30.0\u202f%" in found.sentence
 
 
 def test_images_made_against_another_network_should_not_fool_more_often():
