@@ -143,6 +143,7 @@ def _of_seed(
   """The cells that a seed's predictions make; what else they say is compared right away."""
   if "comparisons" in run:
     compared = [one for one in run["comparisons"] if one["seed"] == seed]
+    found.differences += _contradictions(run["config"], compared, seed)
   else:
     compared = recount.inferred(arrays, cells, seed)
     note = (
@@ -159,6 +160,31 @@ def _of_seed(
   found.differences += _choices(run.get("selection") or [], arrays, seed, found)
   found.differences += _recounted(arrays, [c for c in cells if c.seed == seed])
   return recount.cells(arrays, run, seed, compared)
+
+
+def _contradictions(
+  config: Mapping[str, Any], compared: Sequence[Mapping[str, Any]], seed: int
+) -> Iterator[str]:
+  """What the manifest says of its methods, beside its own config."""
+  labels = [one["label"] for one in compared]
+  named = [label for label in labels if not label.startswith("none/")]
+  if named != list(config["methods"]):
+    yield f"seed {seed} compares {named}, the config {list(config['methods'])}"
+  pool = config["contamination"]
+  for one in compared:
+    fields, who = one["fields"], f"seed {seed}: {one['label']}"
+    share = (
+      one["label"].removeprefix("none/") if one["label"] not in named else f"{config['labels']:g}"
+    )
+    if f"{fields['labels']:g}" != share:
+      yield f"{who} has {fields['labels']:g} labels there, {share} by the config"
+    if fields["threat"] not in (None, "data-free", "contaminated" if pool else "clean"):
+      yield f"{who} is {fields['threat']} there; the config's contamination is {pool:g}"
+    if fields["contamination"] not in (None, pool):
+      there = f"{fields['contamination']:g}"
+      yield f"{who} has a contamination of {there} there, {pool:g} by the config"
+    if fields["base"] in labels and one["undefended"] is None:
+      yield f"{who} is compared with nothing, though the run has its base {fields['base']}"
 
 
 def _recounted(arrays: Arrays, cells: Sequence[Cell]) -> Iterator[str]:

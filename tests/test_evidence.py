@@ -20,7 +20,10 @@ from rkd_jax.reporting import results
 from rkd_jax.reporting.files import sha256, write_json
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIG = {"backdoor": "badnets", "dtype": "float32", "labels": 0.5, "seeds": [0, 3], "teacher": {}}
+CONFIG = {
+  "backdoor": "badnets", "contamination": 0.02, "dtype": "float32", "labels": 0.5, "seeds": [0, 3],
+  "teacher": {},
+}  # fmt: skip
 
 
 def predictions(seed: int) -> dict[str, np.ndarray]:
@@ -306,6 +309,34 @@ def comparisons_of(document):
   return document["run"]["comparisons"]
 
 
+def of_every_cell(document, field, old, new):
+  """By someone who changes what the manifest says of the methods along with the cells."""
+  for fields in [*document["cells"], *(one["fields"] for one in comparisons_of(document))]:
+    fields[field] = new if fields[field] == old else fields[field]
+
+
+def fewer_labels(document):
+  of_every_cell(document, "labels", 0.5, 0.01)
+
+
+def more_contamination(document):
+  of_every_cell(document, "contamination", 0.02, 0.2)
+
+
+def another_threat(document):
+  of_every_cell(document, "threat", "contaminated", "clean")
+
+
+def other_methods(document):
+  document["run"]["config"]["methods"] = ["none", "kd", "rkd"]
+
+
+def compared_with_nothing(document):
+  document["cells"] = [c for c in document["cells"] if c["metric"] not in ("der", "rir")]
+  for one in comparisons_of(document):
+    one["undefended"] = None
+
+
 def fewer_seeds(document):
   document["run"]["seeds"] = [0]
 
@@ -336,6 +367,11 @@ CHANGES = {
   one_choice_more: "no predictions chose .*weight",
   a_reference: "der: value is",
   no_comparison: "no predictions make this cell",
+  fewer_labels: "kd has 0.01 labels there, 0.5 by the config",
+  more_contamination: "kd has a contamination of 0.2 there, 0.02 by the config",
+  another_threat: "kd is clean there; the config's contamination is 0.02",
+  other_methods: "compares .*'agreement'.*, the config .*'rkd'",
+  compared_with_nothing: "agreement is compared with nothing, though the run has its base kd",
   fewer_seeds: "belongs to no seed",
   another_test_set: "8 test images, the manifest 500",
   another_digest: "not the file that the run left",
