@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 import rkd_jax
+from rkd_jax import recipes
 from rkd_jax.reporting.files import atomic_write
 from rkd_jax.runner import Finished, Runner, kind
 
@@ -27,6 +28,7 @@ def make(runner: Runner, name: str) -> dict[str, Any]:
     "versions": versions(),
     "devices": [str(d.device_kind) for d in runner.mesh.devices.flat],
     "seeds": list(runner.config.seeds),
+    "methods": {label: recipes.told(spec) for label, spec in recipes.specs(runner.config).items()},
     "data": {
       "name": dataset.name,
       "fingerprint": dataset.fingerprint,

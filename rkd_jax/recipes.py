@@ -297,6 +297,17 @@ def single_number(value: Any) -> Any:
   return value[0] if alone else value
 
 
+def told(spec: Spec) -> str:
+  """What a method is, for people: what it is around, and its own file's first words."""
+  names, inner = [spec["name"]], spec.get("base")
+  while inner:
+    names.append(inner["name"])
+    inner = inner.get("base")
+  part = RECIPES.get(spec["name"]) or inspect.getmodule(lookup.load("methods", spec["name"]))
+  first = (inspect.getdoc(part) or "").partition("\n\n")[0].replace("\n", " ")
+  return f"{' around '.join(names)}. {first}" if len(names) > 1 else first
+
+
 def innermost(spec: Spec) -> Spec | None:
   """The method that all plug-ins are around; None where nothing is wrapped."""
   base = spec.get("base")

@@ -164,6 +164,13 @@ def test_both_variants_can_be_made(variant):
   assert made["student"].method.variant == variant and "detox" in made
 
 
+def test_what_a_method_is_in_its_own_words():
+  assert recipes.told(resolved("kd")).startswith("Knowledge distillation (Hinton,")
+  said = recipes.told(resolved("rkd"))
+  assert said.startswith("agreement around consistency around kd. A witness from the labelled part")
+  assert recipes.told({"name": "none"}) == "No teacher: supervised on the labelled part."
+
+
 def test_rkd_is_agreement_around_consistency():
   spec = resolved("rkd", method__kd__alpha=0.3)
   grids = selection.strengths(spec)

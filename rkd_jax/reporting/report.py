@@ -43,8 +43,12 @@ CONTENTS = {  # what may be on the page: its id -> its name
   "audit": "Audit",
   "exported": "Exported models",
   "cost": "Cost",
+  "strengths": "Strengths",
+  "decisions": "What methods decided",
+  "others": "Other measurements",
   "open": "What this does not prove",
   "again": "Run it again",
+  "methods": "Methods",
   "glossary": "Glossary",
 }
 
@@ -75,6 +79,7 @@ def _context(workdir: pathlib.Path, run: Mapping[str, Any], cells: Sequence[Cell
     "strengths": [_choice(s) for s in mappings(run.get("selection"))],
     "decisions": [_outcome(o) for o in mappings(run.get("outcomes"))],
     "others": table.others(cells, shown),
+    "methods": {k: words(v) for k, v in mapping(run.get("methods")).items()},
     "columns": table.columns(shown),
     "curves": figures.training(workdir, phases, mappings(run.get("costs"))),
     "examples": pictures.examples(workdir / "examples.npz", classes),
@@ -139,6 +144,7 @@ def _contents(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     "audit": context["audit"],
     "cost": context["cost"],
     "exported": context["exported"],
+    **{name: context[name] for name in ("strengths", "decisions", "others", "methods")},
   }
   return [(id_, name) for id_, name in CONTENTS.items() if there.get(id_, True)]
 

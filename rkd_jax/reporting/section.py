@@ -42,7 +42,7 @@ def make(
   shown = {*table.COLUMNS, *withstood.MEASURED, "adv_acc"}
   return {
     "title": " · ".join(str(setting[f]) for f in ("dataset", "backdoor") if setting[f]),
-    "threat": _threat(own, setting),
+    "threat": _threat(own, setting) + _who(config, data),
     "headline": headline.make(found),
     "verdicts": found,
     "rows": _entries(rows),
@@ -79,6 +79,14 @@ def _threat(cells: Sequence[Cell], setting: Mapping[str, Any]) -> str:
   return f"Threat model: {threat}{pool}. Labelled training images: {shares or 'not stated'}." + (
     " Images of the target class are left out of ASR and RA." if asked else ""
   )
+
+
+def _who(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+  """The architectures, and how many images are behind a rate."""
+  teacher, student = (mapping(config.get(key)).get("network") for key in ("teacher", "student"))
+  networks = f" The teacher is a {teacher}, the student a {student}." if teacher and student else ""
+  count = mapping(data.get("sizes")).get("test")
+  return networks + (f" Rates are of {count} test images." if count else "")
 
 
 def _target(config: Mapping[str, Any], classes: Sequence[str]) -> str:

@@ -249,6 +249,19 @@ def test_a_run_without_numbers_is_unknown(tmp_path):
   assert "Removed: the worst" not in text  # nothing was
 
 
+def test_the_page_says_what_was_compared(tmp_path):
+  config = {"methods": ["kd"], "teacher": {"network": "wideresnet-16-2"}}
+  config["student"] = {"network": "resnet-8"}
+  data = {"name": "digits", "sizes": {"test": 500}}
+  made = manifest(["kd"], config=config, data=data) | {"methods": {"kd": "<b>Hinton"}}
+  results.write(tmp_path / "results.json", made, student("kd", 0.9))
+  text = report.write(tmp_path).read_text()
+  said = words(text)
+  assert "The teacher is a wideresnet-16-2, the student a resnet-8. Rates are of 500 test" in said
+  assert 'href="#methods"' in text and "<dt>kd</dt><dd>&lt;b&gt;Hinton</dd>" in text
+  assert 'href="#methods"' not in page(tmp_path, student("kd", 0.9))
+
+
 def test_images_that_were_left_out_are_counted(tmp_path):
   data = {"name": "folder:x", "skipped": ["x/a.png: empty", "x/b.png: empty"]}
   assert "x/a.png: empty; x/b.png: empty" in words(page(tmp_path, student("kd", 0.9), data=data))
