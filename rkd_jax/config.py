@@ -79,8 +79,8 @@ def default() -> Config:
         {
           "attacks": ("pgd-20",),  # names, as "fgsm", "pgd-20", "pgd-20x5", "autoattack"
           "norm": "linf",  # of the changes: "linf" or "l2"
-          "eps": (),  # their largest sizes, in pixels of [0, 1]; (): nobody is attacked
-          "images": 200,  # how many, the first of the test images; 0: all
+          "eps": (),  # their largest sizes, in pixels of (0, 1]; (): nobody is attacked
+          "images": 200,  # how many test images, of every class as many; 0: all
           "analysis": False,  # also what the numbers rest on, see `adversarial/analysis.py`
         }
       )

@@ -1,8 +1,9 @@
 """Finished networks under attack: what they say of test images that were changed against them.
 
-The first test images are attacked, by attacks of `adversarial/`, each network with the same random
-draws. What is saved is the class that a network says of each changed image, so that every accuracy
-can be counted again; and, where the config asks for the analysis, one number an image of each term.
+Some test images, of every class as many, are attacked by attacks of `adversarial/`, each network
+with the same random draws. What is saved is the class that a network says of each changed image, so
+that every accuracy can be counted again; and, where the config asks for the analysis, one number an
+image of each term.
 """
 
 import dataclasses
@@ -16,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rkd_jax.adversarial import analysis, autoattack, ball, named
-from rkd_jax.data import seeds
+from rkd_jax.data import lazy, seeds, splits
 from rkd_jax.data.stream import padded
-from rkd_jax.errors import check_range
+from rkd_jax.errors import UserError, check_range
 from rkd_jax.evaluation.predictions import Questions
 from rkd_jax.training import sharding
 from rkd_jax.training.state import Program
@@ -58,7 +59,7 @@ class Settings:
     attacks: names that `adversarial.named` knows.
     norm: "linf" or "l2".
     eps: radii, in pixels of [0, 1].
-    images: how many test images; 0: all.
+    images: how many test images, of every class as many; 0: all.
     analysis: whether to measure what the numbers rest on.
   """
 
@@ -70,8 +71,18 @@ class Settings:
 
   def __post_init__(self):
     check_range("config.eval.adversarial.images", self.images, 0, 10**9)
+    if self.eps and not self.attacks:
+      raise UserError(
+        "config.eval.adversarial.eps names radii, but config.eval.adversarial.attacks no attack. "
+        "Name one, as pgd-20, or no radius."
+      )
     for eps in self.eps:
       ball.check(self.norm, eps)
+      if not eps > 0:
+        raise UserError(
+          f"config.eval.adversarial.eps has {eps:g}, which changes nothing: the accuracy without "
+          "an attack stands in every report. Name radii above 0."
+        )
       for name in self.attacks:
         named.make(name, self.norm, eps)
 
@@ -80,13 +91,14 @@ class Trial:
   """The images, and whoever is attacked on them.
 
   Attributes:
-    rows: int[n], which test images.
+    rows: int[n], which test images: class-balanced, since a folder's are sorted by class; the same
+      with every seed.
     records: what each attack cost, for the manifest.
   """
 
   def __init__(
-    self, settings: Settings, mesh: jax.sharding.Mesh, images: Any, labels: np.ndarray, seed: int,
-    batch: int, folder: pathlib.Path,
+    self, settings: Settings, mesh: jax.sharding.Mesh, images: lazy.Images, labels: np.ndarray,
+    seed: int, batch: int, folder: pathlib.Path,
   ):  # fmt: skip
     """Args:
     images, labels: of the test part, in order.
@@ -96,8 +108,10 @@ class Trial:
     """
     count = min(settings.images or len(labels), len(labels))
     self.settings, self.mesh, self.folder, self.seed = settings, mesh, folder, seed
-    self.rows, self.labels = np.arange(count), labels[:count].astype(np.int32)
-    self.questions = Questions(mesh, images[:count], min(batch, count))
+    draw = seeds.fold(0, "attacked")
+    self.rows = splits.balanced(labels, count, int(labels.max()) + 1, draw)
+    self.labels = labels[self.rows].astype(np.int32)
+    self.questions = Questions(mesh, images.take(self.rows, axis=0), min(batch, count))
     self.records: list[dict[str, Any]] = []
     self._made: dict[str, tuple[Any, dict[float, list[jax.Array]]]] = {}  # of the teachers
 
@@ -150,7 +164,7 @@ class Trial:
     index = padded(len(self.rows), self.questions.batch)
     for images, own in zip(self.questions.batches(), index, strict=True):
       own = np.minimum(own, len(self.rows) - 1).astype(np.int32)
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(key, own)
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(key, self.rows[own].astype(np.int32))
       yield images, jnp.asarray(self.labels[own]), keys
 
   def _attacked(self, name: str, apply: Any, attack: str, eps: float) -> list[jax.Array]:

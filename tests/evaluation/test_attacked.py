@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rkd_jax.adversarial import named
+from rkd_jax.data import lazy
 from rkd_jax.errors import UserError
 from rkd_jax.evaluation import adversarial
 from rkd_jax.training import sharding
@@ -65,10 +66,26 @@ def test_batches_and_devices_change_nothing(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_some_images_only(tmp_path):
-  made = trial(tmp_path, images=3)
+def test_some_images_of_every_class(tmp_path):
+  whole = trial(tmp_path)
+  assert whole.rows.tolist() == list(range(7))
+  said = whole("kd", network(*WEIGHTS), None)[0]["pgd-20/linf/0.02"]
+  made = trial(tmp_path, images=4)
   found = made("kd", network(*WEIGHTS), None)[0]["pgd-20/linf/0.02"]
-  assert len(found) == 3 and made.rows.tolist() == [0, 1, 2]
+  assert np.bincount(labels(WEIGHTS)[made.rows]).tolist() == [2, 2]
+  np.testing.assert_array_equal(found, said[made.rows])  # an image's draws are its own
+
+
+@pytest.mark.parametrize("kept", [np.asarray, lambda images: lazy.Lazy(lazy.Joined([images]))])
+def test_of_images_sorted_by_class_every_class_is_attacked(tmp_path, kept):
+  """As a folder's are, in memory or on disk."""
+  sorted_by_class, many = np.repeat(np.arange(10), 20), np.zeros((200, 2, 2, 1), np.uint8)
+  many += np.arange(200, dtype=np.uint8).reshape(-1, 1, 1, 1)
+  mesh = sharding.make_mesh(1)
+  made = adversarial.Trial(settings(images=30), mesh, kept(many), sorted_by_class, 0, 16, tmp_path)
+  assert np.bincount(made.labels).tolist() == [3] * 10
+  pixels = np.concatenate([np.asarray(images) for images in made.questions.batches()])[:30, 0, 0, 0]
+  np.testing.assert_array_equal(np.round(pixels * 255), made.rows)
 
 
 def test_what_it_cost_is_kept(tmp_path):
@@ -109,6 +126,8 @@ def test_the_analysis(tmp_path):
   ("wrong", "told"),
   [
     ({"eps": (1.5,)}, "eps"),
+    ({"eps": (0.02, 0.0, 0.1)}, "eps has 0, which changes nothing"),
+    ({"attacks": ()}, "attacks no attack"),
     ({"norm": "l3"}, "norm"),
     ({"attacks": ("pdg-20",)}, "pgd"),
     ({"images": -1}, "images"),
