@@ -8,6 +8,7 @@ from typing import Any
 
 from rkd_jax import config as configs
 from rkd_jax import given, recipes, selection
+from rkd_jax.audit.calibrate import LARGEST
 from rkd_jax.data import seeds
 from rkd_jax.desk import Desk, code, plain
 from rkd_jax.errors import UserError
@@ -183,10 +184,13 @@ def _is_record(one: Any) -> bool:
   """Whether a calibration's line has what a verdict needs."""
   if not isinstance(one, dict) or not isinstance(one.get("accuracy"), float):
     return False
+  if not 0 <= one["accuracy"] <= 1:
+    return False
   tests = one.get("tests")
   if not isinstance(tests, dict) or not all(isinstance(test, dict) for test in tests.values()):
     return False
   values = [test.get("values") for test in tests.values()]
   return all(
-    isinstance(v, list) and v and all(isinstance(x, int | float) for x in v) for v in values
+    isinstance(v, list) and v and all(isinstance(x, int | float) and abs(x) <= LARGEST for x in v)
+    for v in values
   )

@@ -17,6 +17,7 @@ from rkd_jax.errors import UserError
 
 SHRINK = 0.5  # how much of a class's own variance counts; the rest is the mean of all classes'
 FEWEST = 5  # references to speak of a p-value at all
+LARGEST = 1e100  # of a value, so that its square is finite
 Record = Mapping[str, Any]  # of `measure`
 
 
@@ -84,7 +85,8 @@ def judge(references: Sequence[Record], audited: Record, family: Sequence[str]) 
       have an opinion of their own.
 
   Raises:
-    UserError: fewer than `FEWEST` references, other numbers of classes, or no test that all have.
+    UserError: fewer than `FEWEST` references, other numbers of classes, no test that all have, or a
+      value that has no rank: compared with NaN not even the network itself counts, and p is 0.
   """
   everyone = [*references, audited]
   if len(references) < FEWEST:
@@ -98,7 +100,13 @@ def judge(references: Sequence[Record], audited: Record, family: Sequence[str]) 
     rows = [one["tests"][test]["values"] for one in everyone]
     if len({len(row) for row in rows}) > 1:
       raise UserError(f"The references have another number of classes in the test {test!r}.")
-    found = surprise(np.asarray(rows, float))
+    values = np.asarray(rows, float)
+    if not (np.abs(values) <= LARGEST).all():  # NaN too
+      raise UserError(
+        f"The test {test!r} has a value that is not finite, or beyond {LARGEST:g}, of one of these "
+        "networks, so none can be ranked. Measure them again."
+      )
+    found = surprise(values)
     highest = found.max(1)
     suspect = int(found[-1].argmax()) if found.shape[1] > 1 else None
     opinions[test] = Opinion(float(highest[-1]), suspect, share(highest))

@@ -1,8 +1,11 @@
 """P-values: by hand, and as often right as they say, whatever the statistics' distribution."""
 
+import json
+
 import numpy as np
 import pytest
 
+from rkd_jax import references
 from rkd_jax.audit import calibrate
 from rkd_jax.errors import UserError
 
@@ -87,6 +90,34 @@ def test_references_that_do_not_fit_are_refused():
     calibrate.judge([ten] * 4, ten, ("patch",))
   with pytest.raises(UserError, match="none was made of every network"):
     calibrate.judge([ten] * 20, record(l2=np.arange(10)), ("patch", "l2"))
+
+
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan, 1e200])
+@pytest.mark.parametrize("whose", [0, 20])
+def test_a_value_without_a_rank_is_refused(wrong, whose):
+  """A NaN is not as high as itself: p would be 0, which no number of references can show."""
+  networks = draws(np.random.default_rng(5), 20, "normal")
+  networks[whose]["tests"]["l2"]["values"][3] = wrong
+  with pytest.raises(UserError, match="'l2' has a value that is not finite"):
+    calibrate.judge(networks[:20], networks[20], ("patch", "l2"))
+
+
+def test_the_largest_value_still_has_a_rank():
+  networks = draws(np.random.default_rng(5), 20, "normal")
+  for sign in (1, -1):
+    networks[3]["tests"]["l2"]["values"][3] = sign * calibrate.LARGEST
+    assert calibrate.judge(networks[:20], networks[20], ("patch", "l2")).p >= 1 / 21
+
+
+@pytest.mark.parametrize("wrong", ["1e999", "-1e999", "1" + "0" * 400])
+def test_a_calibrations_numbers_are_finite(wrong):
+  """JSON's 1e999 is read as infinity."""
+  good = record(accuracy=0.5, patch=[1, 2, 3])
+  assert references._is_record(good)
+  number = json.loads(wrong)
+  for tests in ({"patch": {"values": [1.0, number]}}, {"patch": {"values": [number]}}):
+    assert not references._is_record(good | {"tests": tests})
+  assert not references._is_record(good | {"accuracy": float("inf")})
 
 
 def test_two_classes():
