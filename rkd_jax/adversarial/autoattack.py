@@ -12,6 +12,8 @@ import hashlib
 import io
 import pathlib
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -124,7 +126,7 @@ def run(
   found.by = np.where(found.said == labels, -1, 0).astype(np.int32)
   network = _bound(attack, apply, keys[:batch])
   found.warnings += list(_warned(attack, network, images, labels, logits, batch))
-  mark = _digest(attack, images, labels, keys, logits)
+  mark = _digest(attack, apply, images, labels, keys)
   done = _resumed(resume, mark, found) if resume else 0
   stages = list(attack.stages(logits.shape[-1]))
   if not stages:
@@ -226,13 +228,21 @@ def _square_warning(found: Outcome) -> Iterator[str]:
     )
 
 
-# What is kept between stages.
+# What is kept between stages. Of a broken file numpy, zipfile and zlib each raise their own.
+
+_BROKEN = (
+  *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, MemoryError),
+  *(RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error),
+)
 
 
-def _digest(attack: AutoAttack, images, labels, keys: jax.Array, logits: np.ndarray) -> str:
+def _digest(attack: AutoAttack, apply: Any, images, labels, keys: jax.Array) -> str:
+  """Of the network its arrays: what it answers differs in the last bits from process to process."""
   text = hashlib.sha256(repr(attack).encode())
-  for array in (images, labels, np.asarray(jax.random.key_data(keys)), logits):
-    text.update(np.ascontiguousarray(array).tobytes())
+  for array in (images, labels, jax.random.key_data(keys), *jax.tree.leaves(apply)):
+    array = np.ascontiguousarray(jax.device_get(array))
+    text.update(f"{array.dtype} {array.shape};".encode())
+    text.update(array.tobytes())
   return text.hexdigest()
 
 
@@ -254,10 +264,10 @@ def _resumed(path: pathlib.Path, mark: str, found: Outcome) -> int:
   if not path.exists():
     return 0
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
       kept = {name: file[name] for name in file.files}
       made, names = str(kept["mark"]), [str(name) for name in kept["names"]]
-  except (OSError, ValueError, KeyError, EOFError) as error:
+  except _BROKEN as error:
     raise UserError(
       f"{path} is damaged ({error}). Remove it, and the attack begins anew."
     ) from error

@@ -102,6 +102,45 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     attacked(resume=file)
 
 
+def test_a_file_that_was_cut_or_changed_is_said_to_be_damaged(tmp_path):
+  file, apply = tmp_path / "a.npz", linear.network()
+  images, labels, keys = linear.examples(apply, 8)
+
+  def attacked():
+    attack = autoattack.Several(0.02, kind="fab-t")
+    return autoattack.run(attack, apply, images, labels, keys, resume=file)
+
+  whole, good = attacked(), file.read_bytes()
+  for length in range(0, len(good), 97):
+    file.write_bytes(good[:length])
+    with pytest.raises(UserError, match="damaged"):
+      attacked()
+  for at in range(0, len(good), 31):  # times of archived files may be anything
+    file.write_bytes(good[:at] + bytes([good[at] ^ 8]) + good[at + 1 :])
+    try:
+      np.testing.assert_array_equal(attacked().images, whole.images)
+    except UserError as error:
+      assert "damaged" in str(error)
+
+
+def test_a_file_belongs_to_weights_not_to_what_they_answer_to_the_last_bit(tmp_path):
+  """An accelerator may add in another order the next time."""
+
+  def otherwise(weights, images):
+    return linear.score(weights, images) * (1 + 1e-6)
+
+  file, apply = tmp_path / "a.npz", linear.network()
+  images, labels, keys = linear.examples(apply, 8)
+  attack = autoattack.Several(0.02, kind="fab-t")
+  first = autoattack.run(attack, apply, images, labels, keys, resume=file)
+  same = jax.tree_util.Partial(otherwise, *apply.args)
+  again = autoattack.run(attack, same, images, labels, keys, resume=file)
+  assert again.stages == first.stages  # with the seconds of then
+  other = jax.tree_util.Partial(linear.score, apply.args[0].at[0, 0].add(1e-6))
+  with pytest.raises(UserError, match="another network"):
+    autoattack.run(attack, other, images, labels, keys, resume=file)
+
+
 def test_nobody_right_and_nobody_there():
   apply = linear.network()
   images, labels, keys = linear.examples(apply, 20)
