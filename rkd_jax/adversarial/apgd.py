@@ -46,16 +46,12 @@ class APGD(base.Attack):
     rank: the target is the class that is this likely on the clean image, 2 the runner-up.
     steps: iterations.
     restarts: >= 1.
-    eot: passes whose gradients are averaged, for a network that draws (`stochastic`).
-    stochastic: the network draws: it is called as apply(images, keys) with keys key[B].
   """
 
   loss: str = "ce"
   rank: int = 2
   steps: int = 100
   restarts: int = 1
-  eot: int = 1
-  stochastic: bool = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -64,24 +60,17 @@ class APGD(base.Attack):
     check_range("APGD's steps", self.steps, 1, 10**6)
     check_range("APGD's restarts", self.restarts, 1, 10**6)
     check_range("APGD's rank", self.rank, 2, 10**6)
-    check_range("APGD's eot", self.eot, 1, 10**6)
-
-  @property
-  def passes(self) -> int:
-    """Of one gradient: a network that draws nothing needs one."""
-    return self.eot if self.stochastic else 1
 
   @property
   def forward(self):
-    return 1 + self.restarts * (self.steps + 1) * self.passes
+    return 1 + self.restarts * (self.steps + 1)
 
   @property
   def backward(self):
-    return self.restarts * (self.steps + 1) * self.passes
+    return self.restarts * (self.steps + 1)
 
   def __call__(self, apply, images, labels, keys):
-    network = with_keys(apply, keys) if self.stochastic else apply
-    logits = base.checked(self, network, images, labels, max(NEED[self.loss], self._ranks))
+    logits = base.checked(self, apply, images, labels, max(NEED[self.loss], self._ranks))
     targets = jnp.argsort(logits, -1)[:, -self.rank] if self._ranks else labels
     best, top = images, jnp.full(len(images), -jnp.inf)
     for number in range(self.restarts):
@@ -120,25 +109,12 @@ def plan(steps: int) -> np.ndarray:
   return due
 
 
-def with_keys(apply: Any, keys: jax.Array) -> Any:
-  """A network that draws, with the keys key[B] that it draws from."""
-  return jax.tree_util.Partial(_call, apply, keys)
+def _seen(attack: APGD, given: Any, x: jax.Array) -> tuple[jax.Array, ...]:
+  """(gradient, loss float[B], bool[B] whether fooled) at x."""
+  apply, _, labels, targets, _, _ = given
 
-
-def _call(apply, keys, images):
-  return apply(images, keys)
-
-
-def _seen(attack: APGD, given: Any, x: jax.Array, i: jax.Array) -> tuple[jax.Array, ...]:
-  """(gradient, loss float[B], bool[B] whether fooled) at x.
-
-  The gradient is the mean over the passes; loss and class are the last pass's, as in the authors'
-  code.
-  """
-  apply, _, labels, targets, keys, _ = given
-
-  def loss(x, keys):
-    logits = apply(x, keys) if attack.stochastic else apply(x)
+  def loss(x):
+    logits = apply(x)
     if attack.loss == "ce":
       value = base.cross_entropy(logits, labels)
     elif attack.loss == "dlr":
@@ -147,13 +123,8 @@ def _seen(attack: APGD, given: Any, x: jax.Array, i: jax.Array) -> tuple[jax.Arr
       value = targeted_ratio(logits, labels, targets)
     return value.sum(), (value, logits)
 
-  fold, draws = jax.vmap(jax.random.fold_in, (0, None)), [keys]
-  if attack.stochastic:
-    draws = [fold(fold(keys, i), number) for number in range(attack.passes)]
-  seen = [jax.grad(loss, has_aux=True)(x, own) for own in draws]
-  value, logits = seen[-1][1]
-  total = functools.reduce(jnp.add, (gradient for gradient, _ in seen))
-  return total / len(seen), value, base.fooled(logits, labels)
+  gradient, (value, logits) = jax.grad(loss, has_aux=True)(x)
+  return gradient, value, base.fooled(logits, labels)
 
 
 @functools.partial(jax.jit, static_argnames="attack")
@@ -165,7 +136,7 @@ def _begin(attack: APGD, given: Any) -> dict[str, jax.Array]:
   way = jax.vmap(lambda key: draw(key, images.shape[1:]))(keys)
   way = way / (ball.norms(way, attack.norm) + ball.SMALL)
   x = ball.project(images + eps * way, images, eps, attack.norm)
-  gradient, value, fooled = _seen(attack, given, x, jnp.int32(-1))
+  gradient, value, fooled = _seen(attack, given, x)
   nothing = jnp.zeros(len(images))
   return {
     "x": x, "old": x, "gradient": gradient, "size": nothing + 2 * eps,
@@ -185,7 +156,7 @@ def _step(attack: APGD, given: Any, i: jax.Array, state: dict[str, jax.Array]):
   moved = ball.project(x + size * ball.steepest(state["gradient"], norm), images, eps, norm)
   moved = x + share * (moved - x) + (1 - share) * (x - state["old"])
   new = ball.project(moved, images, eps, norm)
-  gradient, value, fooled = _seen(attack, given, new, i)
+  gradient, value, fooled = _seen(attack, given, new)
 
   higher = value > state["top"]
   state = {

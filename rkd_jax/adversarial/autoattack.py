@@ -1,8 +1,7 @@
 """AutoAttack (Croce and Hein 2020, arXiv 2003.01690): several attacks, each on who is left.
 
-"standard" is APGD on cross-entropy, APGD towards nine targets, FAB-T towards nine, and 5000 queries
-of Square; "rand", for networks that draw, APGD on cross-entropy and on DLR with gradients averaged
-over 20 passes. Every target is a stage of its own. A stage sees those whom no stage before has
+Its standard version: APGD on cross-entropy, APGD towards nine targets, FAB-T towards nine, and 5000
+queries of Square. Every target is a stage of its own. A stage sees those whom no stage before has
 fooled, in batches of fixed sizes, so nothing is compiled again; after each stage all is saved, and
 an interrupted run goes on from there.
 """
@@ -14,7 +13,7 @@ import pathlib
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,7 +23,6 @@ import numpy as np
 from rkd_jax.adversarial import apgd, base, fab, square
 from rkd_jax.errors import UserError, check_range
 
-VERSIONS = ("standard", "rand")
 TARGETS = 9
 SMALLEST = 8  # examples of a batch: fewer are filled up
 Stage = tuple[str, base.Attack]
@@ -32,32 +30,11 @@ Stage = tuple[str, base.Attack]
 
 @dataclasses.dataclass(frozen=True)
 class AutoAttack(base.Attack):
-  """The composition. Called as any attack; `run` also says who fell to what, and what it cost.
-
-  Attributes:
-    version: "standard", or "rand" for networks that draw.
-    stochastic: "rand" only: the network is called as apply(images, keys).
-  """
-
-  version: str = "standard"
-  stochastic: bool = False
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.version not in VERSIONS:
-      raise UserError(
-        f"AutoAttack's version is {self.version!r}; choose one of {', '.join(VERSIONS)}."
-      )
+  """The composition. Called as any attack; `run` also says who fell to what, and what it cost."""
 
   def stages(self, classes: int) -> Iterator[Stage]:
     """(name, attack) in order."""
     ball = {"eps": self.eps, "norm": self.norm}
-    if self.version == "rand":
-      own = {**ball, "eot": 20, "stochastic": self.stochastic}
-      yield "apgd-ce", apgd.APGD(**own)
-      if classes >= apgd.NEED["dlr"]:
-        yield "apgd-dlr", apgd.APGD(loss="dlr", **own)
-      return
     ranks = range(2, min(TARGETS + 2, classes + 1))
     yield "apgd-ce", apgd.APGD(**ball)
     if classes >= apgd.NEED["dlr-t"]:
@@ -102,7 +79,7 @@ class Outcome:
 
 def run(
   attack: AutoAttack, apply: Any, images: Any, labels: Any, keys: jax.Array, *, batch: int = 256,
-  resume: pathlib.Path | None = None, say: Callable[[str], None] | None = None,
+  resume: pathlib.Path | None = None,
 ) -> Outcome:  # fmt: skip
   """The attack's stages, one after another.
 
@@ -111,7 +88,6 @@ def run(
     apply, images, labels, keys: as of any attack; N examples.
     batch: at once.
     resume: a file that is written after each stage, and gone on from.
-    say: is told a line after each stage.
 
   Raises:
     UserError: what an attack refuses; a file that was made of something else.
@@ -121,11 +97,10 @@ def run(
   found = Outcome(images.copy(), labels.copy(), np.zeros(len(images), np.int32), [], [])
   if not len(images):
     return found
-  logits = _clean(attack, apply, images, labels, keys, batch)
+  logits = _clean(attack, apply, images, labels, batch)
   found.said = logits.argmax(-1).astype(np.int32)
   found.by = np.where(found.said == labels, -1, 0).astype(np.int32)
-  network = _bound(attack, apply, keys[:batch])
-  found.warnings += list(_warned(attack, network, images, labels, logits, batch))
+  found.warnings += list(_warned(apply, images, labels, logits, batch))
   mark = _digest(attack, apply, images, labels, keys)
   done = _resumed(resume, mark, found) if resume else 0
   stages = list(attack.stages(logits.shape[-1]))
@@ -137,8 +112,6 @@ def run(
     _stage(number, name, stage, apply, images, labels, keys, batch, found)
     if resume:
       _save(resume, mark, found)
-    if say:
-      say(f"{name}: {found.stages[-1]['fooled']} of {found.stages[-1]['left']} fooled")
   found.warnings += list(_square_warning(found))
   return found
 
@@ -149,8 +122,7 @@ def _stage(number, name, stage, apply, images, labels, keys, batch, found: Outco
     own = jax.vmap(jax.random.fold_in, (0, None))(keys[rows], number)  # no two stages draw the same
     given = jnp.asarray(images[rows]), jnp.asarray(labels[rows]), own
     changed, *passes = stage.counted(apply, *given)
-    network = _bound(stage, apply, own)
-    said = np.asarray(jax.device_get(base.logits_of(network, changed))).argmax(-1)
+    said = np.asarray(jax.device_get(base.logits_of(apply, changed))).argmax(-1)
     hit = said != labels[rows]
     found.images[rows[hit]] = np.asarray(jax.device_get(changed))[hit]
     found.said[rows[hit]] = said[hit]
@@ -179,18 +151,12 @@ def _buckets(left: np.ndarray, batch: int) -> Iterator[np.ndarray]:
     at += size
 
 
-def _bound(attack: base.Attack, apply: Any, keys: jax.Array) -> Any:
-  """The network as a function of images alone: one that draws gets a key an image."""
-  return apgd.with_keys(apply, keys) if getattr(attack, "stochastic", False) else apply
-
-
-def _clean(attack, apply, images, labels, keys, batch) -> np.ndarray:
+def _clean(attack, apply, images, labels, batch) -> np.ndarray:
   """The logits float32[N, K] of the images; a `UserError` for what cannot be attacked."""
   parts = []
   for start in range(0, len(images), batch):
     rows = np.resize(np.arange(start, min(start + batch, len(images))), min(batch, len(images)))
-    network = _bound(attack, apply, keys[rows])
-    got = base.checked(attack, network, jnp.asarray(images[rows]), labels[rows])
+    got = base.checked(attack, apply, jnp.asarray(images[rows]), labels[rows])
     parts.append(np.asarray(jax.device_get(got))[: min(batch, len(images) - start)])
   return np.concatenate(parts)
 
@@ -201,16 +167,19 @@ def _steepness(apply: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
   return jnp.abs(slope).max((1, 2, 3))
 
 
-def _warned(attack, apply, images, labels, logits, batch) -> Iterator[str]:
+def _warned(apply, images, labels, logits, batch) -> Iterator[str]:
   """What the reference implementation also warns of."""
   if logits.min() >= 0 and np.allclose(logits.sum(-1), 1, atol=1e-3):
     yield "The network's outputs look like probabilities; attacks need logits."
-  if logits.shape[-1] < 4 and attack.version == "standard":
+  if logits.shape[-1] < 4:
     yield f"{logits.shape[-1]} classes: the targeted losses need four, so some stages cannot run."
   some = jnp.asarray(images[:batch])
   twice = [np.asarray(jax.device_get(base.logits_of(apply, some))) for _ in range(2)]
-  if attack.version == "standard" and not np.allclose(twice[0], twice[1], atol=1e-6):
-    yield "The network answers twice differently: use the version 'rand'."
+  if not np.allclose(twice[0], twice[1], atol=1e-6):
+    yield (
+      "The network answers twice differently: AutoAttack here averages over no draws, so such a "
+      "network is not attacked properly."
+    )
   flat = float(np.mean(np.asarray(_steepness(apply, some, jnp.asarray(labels[:batch]))) == 0))
   if flat > 0.1:
     yield (
@@ -282,8 +251,3 @@ def _resumed(path: pathlib.Path, mark: str, found: Outcome) -> int:
     numbers = {field.removeprefix("stage:"): kept[field][number].item() for field in fields}
     found.stages.append({"stage": name, **numbers})
   return len(names)
-
-
-def robust(outcome: Outcome, labels: Sequence[int] | np.ndarray) -> float:
-  """The share of examples that withstood everything."""
-  return float(np.mean(outcome.said == np.asarray(labels))) if len(outcome.said) else float("nan")

@@ -16,7 +16,6 @@ WHOLE: dict[str, Callable[..., Any]] = {
   "fab-t": functools.partial(autoattack.Several, kind="fab-t"),
   "square": square.Square,
   "autoattack": autoattack.AutoAttack,
-  "autoattack-rand": functools.partial(autoattack.AutoAttack, version="rand"),
 }
 COUNTED = {  # a name, a number of steps, perhaps "x" and a number of restarts
   "pgd": pgd.PGD,

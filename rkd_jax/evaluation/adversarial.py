@@ -191,7 +191,7 @@ class Trial:
       for part in (0, 1)
     )
     keys = jnp.concatenate([batch[2] for batch in batches])[: len(self.rows)]
-    kind = type(attack).__name__ + getattr(attack, "kind", attack.version)
+    kind = type(attack).__name__ + getattr(attack, "kind", "")
     file = f"seed{self.seed}-{name.replace('/', '-')}-{kind}-{attack.norm}-{eps:g}.npz"
     size = self.questions.batch
     found = autoattack.run(

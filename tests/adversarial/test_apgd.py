@@ -106,24 +106,6 @@ def test_its_loss_is_at_least_that_of_pgd():
     assert reached[0] >= 0.97 * reached[1]
 
 
-def test_a_network_that_draws_is_asked_several_times():
-  """Noise of its own on every pass, from each example's key."""
-
-  def noisy(weights, images, keys):
-    noise = jax.vmap(lambda key: jax.random.normal(key, linear.SHAPE))(keys)
-    return linear.score(weights, images + 0.02 * noise)
-
-  plain = linear.network()
-  apply = jax.tree_util.Partial(noisy, plain.args[0])
-  images, labels, keys = linear.examples(plain)
-  attack = apgd.APGD(eps=0.03, steps=10, eot=3, stochastic=True)
-  changed = attack(apply, images, labels, keys)
-  assert linear.sizes(changed, images, "linf").max() <= 0.03 + 1e-6
-  assert attack.backward == 3 * apgd.APGD(eps=0.03, steps=10).backward
-  few = attack(apply, images[:3], labels[:3], keys[:3])
-  np.testing.assert_allclose(changed[:3], few, atol=1e-6)
-
-
 def test_losses_need_their_classes():
   apply = linear.network(3)
   images, labels, keys = linear.examples(apply, 4)
