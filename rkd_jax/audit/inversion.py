@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rkd_jax.adversarial import base
 from rkd_jax.errors import UserError, check_range
-from rkd_jax.repeat import repeat
 from rkd_jax.training import sharding
 
 KINDS = ("patch", "linf", "l2")
@@ -169,12 +169,8 @@ def _group(
   """The same for some classes."""
   laid = sharding.spread(mesh, goals)
   states = _begin(laid, key, images.shape[1:], kind)
-  step = functools.partial(_step, apply, settings, kind)
-
-  def one(i: Any, states: State) -> State:
-    return step(i, states, laid, variables, images, labels, key)
-
-  states = repeat(one, states, settings.steps)
+  seen = laid, variables, images, labels, key
+  states = base.advance(_step, (apply, settings, kind), seen, states, settings.steps)
   sizes = np.exp(np.asarray(states.total) / np.asarray(states.late))
   mask, pattern = _change(states.free, kind)
   rates = _rates(apply, kind, variables, images, labels, laid, mask, pattern, settings)
@@ -206,12 +202,10 @@ def drawn(data: jax.Array, purpose: int) -> jax.Array:
   return jax.random.fold_in(jax.random.wrap_key_data(data), purpose)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _step(
-  apply: Apply, settings: Settings, kind: str, i: jax.Array, states: State, goals: jax.Array,
-  variables: Tree, images: jax.Array, labels: jax.Array, key: jax.Array,
-) -> State:  # fmt: skip
+def _step(how: tuple[Apply, Settings, str], given: Any, i: jax.Array, states: State) -> State:
   """One step of all classes on the same images."""
+  apply, settings, kind = how
+  goals, variables, images, labels, key = given
   rows = _rows(i, key, len(images), settings.batch)
   seen, known = images[rows], labels[rows]
   update = functools.partial(_one, apply, settings, kind, i, variables, seen, known)

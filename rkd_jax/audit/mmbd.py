@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 from scipy import stats
 
+from rkd_jax.adversarial import base
 from rkd_jax.audit.inversion import Apply, at_once, drawn, grouped
 from rkd_jax.errors import check_range
-from rkd_jax.repeat import repeat
 from rkd_jax.training import sharding
 
 FEWEST = 4  # classes for a gamma distribution of all but one
@@ -28,13 +28,11 @@ class Settings:
   steps: of the ascent.
   starts: random images per class.
   rate: of Adam (the paper: plain ascent at .01, 300 steps, 30 starts).
-  at_once: classes times starts that are in memory at a time; 0: as for inversions.
   """
 
   steps: int = 60
   starts: int = 4
   rate: float = 0.05
-  at_once: int = 0
 
   def __post_init__(self):
     check_range("the audit's mmbd steps", self.steps, 1, 10**6)
@@ -59,7 +57,7 @@ def margins(
   mesh = mesh or sharding.make_mesh()
   key = jax.random.key_data(jax.random.key(seed))
   variables, key = sharding.replicate(mesh, (variables, key))
-  most = at_once(settings.at_once, shape) // settings.starts
+  most = at_once(0, shape) // settings.starts
   found, group = [], grouped(classes, most, mesh.size)
   for start in range(0, classes, group):
     own = np.arange(start, start + group)
@@ -73,11 +71,9 @@ def _group(
 ) -> jax.Array:
   images = _begin(goals, key, settings.starts, shape)
   zeros = jnp.zeros_like(images)
-
-  def one(i: Any, state: Any) -> Any:
-    return _step(apply, settings.rate, i, state, goals, variables)
-
-  *_, best = repeat(one, (images, zeros, zeros, jnp.full(goals.shape, -jnp.inf)), settings.steps)
+  state = images, zeros, zeros, jnp.full(goals.shape, -jnp.inf)
+  how, seen = (apply, settings.rate), (goals, variables)
+  *_, best = base.advance(_step, how, seen, state, settings.steps)
   return best
 
 
@@ -89,9 +85,10 @@ def _begin(goals: jax.Array, key: jax.Array, starts: int, shape: tuple[int, ...]
   return jax.vmap(one)(goals)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _step(apply: Apply, rate: float, i: Any, state: Any, goals: jax.Array, variables: Any) -> Any:
+def _step(how: tuple[Apply, float], given: Any, i: jax.Array, state: Any) -> Any:
   """One step of Adam up the margins; keeps the largest margin that was seen."""
+  apply, rate = how
+  goals, variables = given
   images, first, second, best = state
 
   def margin(images: jax.Array, goal: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -101,6 +101,33 @@ def test_the_same_seed_finds_the_same_and_labels_matter():
   assert (one.sizes != other.sizes).any()
 
 
+def test_on_accelerators_a_second_network_compiles_nothing(monkeypatch):
+  """There the steps are a loop, as here after a change of the back end's name."""
+
+  def both(sharp):
+    variables = {"sharp": jnp.float32(sharp)}
+    found = inversion.invert(Bright(3), variables, *data(), 0, Settings(steps=6, batch=10))
+    return *found, mmbd.margins(Bright(3), variables, (SIDE, SIDE, 1), K)
+
+  host = both(60.0)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  compiled: list[str] = []
+
+  def listen(event, *_, **__):
+    if event == "/jax/core/compile/backend_compile_duration":
+      compiled.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    for a, b in zip(host, both(60.0), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+    before = len(compiled)
+    both(50.0)
+    assert len(compiled) == before > 0
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 def test_missing_classes_and_more_classes_than_images():
   images, labels = data(8)
   few = labels < 2
