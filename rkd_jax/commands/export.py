@@ -76,6 +76,8 @@ def export(options: argparse.Namespace) -> None:
     print(
       f"{one.title}: {one.architecture}. No run, so it is checked on noise; nothing is measured."
     )
+    if one.doubt:
+      print(f"warning: {one.doubt} Mean {one.network.mean}, std {one.network.std}.")
     Job(one, None, out, print).export(wanted)
     return
   run = finished.Run(path, advice=ADVICE)

@@ -12,6 +12,11 @@ from rkd_jax.interop import RefusedError
 from rkd_jax.models.network import Network
 from rkd_jax.reporting.page import mapping
 
+ASSUMED = (
+  "The normalisation is the usual one of networks with these names; the file does not say that it "
+  "is its own."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -27,6 +32,7 @@ class Subject:
   seed: None for a file.
   teacher: as cells name the teacher that it had, or that it is; None where there is none.
   answers: under which the run saved its predictions.
+  doubt: what is only assumed of a file; "" where all is known.
   """
 
   network: Network
@@ -40,6 +46,7 @@ class Subject:
   seed: int | None = None
   teacher: str | None = None
   answers: str = ""
+  doubt: str = ""
 
   def about(self) -> dict[str, Any]:
     """What whoever has the file alone must know."""
@@ -52,6 +59,7 @@ class Subject:
       "image_shape": list(network.image_shape),
       "mean": list(network.mean),
       "std": list(network.std),
+      **({"doubt": self.doubt} if self.doubt else {}),
     }
 
 
@@ -90,7 +98,8 @@ def of_path(path: pathlib.Path, side: int) -> Subject:
     side: pixels of an image's side, where no tensor's shape says so.
 
   Raises:
-    UserError: it is neither, or does not say how its pixels were normalised.
+    UserError: it is neither, may be one of several networks, or does not say how its pixels were
+      normalised.
   """
   if (path / "done.json").is_file():
     found = given.read(path)
@@ -100,6 +109,13 @@ def of_path(path: pathlib.Path, side: int) -> Subject:
     found = interop.convert(checkpoint)
   except RefusedError as error:
     raise UserError(str(error)) from None
+  if found.others:
+    raise UserError(
+      f"{path} may be {found.network} or {', '.join(found.others)}: the tensors are the same, what "
+      "they compute is not. Run with it as the teacher (--config.teacher.checkpoint and "
+      "--config.teacher.network), whose accuracy tells which; then export that run's --network "
+      "teacher."
+    )
   if found.normalisation is None:
     raise UserError(
       f"{path} ({found.network}, {found.family}) does not say how its pixels were normalised, and "
@@ -109,8 +125,10 @@ def of_path(path: pathlib.Path, side: int) -> Subject:
   module = networks.module(found.network, classes=found.classes)
   side = found.side or side
   made = Network(module, (side, side, found.channels), *map(tuple, found.normalisation))
-  title = f"the network in {path.name}"
-  return Subject(made, found.variables, title, _plain(path.stem), checkpoint.sha256, found.network)
+  return Subject(
+    made, found.variables, f"the network in {path.name}", _plain(path.stem), checkpoint.sha256,
+    found.network, doubt=ASSUMED,
+  )  # fmt: skip
 
 
 def _of_phase(found: given.Given, image_shape: tuple[int, int, int], classes: int) -> Subject:

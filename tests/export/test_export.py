@@ -18,10 +18,11 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("flatbuffers")
 
 from configs import quickstart
-from rkd_jax import evidence, experiment
+from rkd_jax import evidence, experiment, networks
 from rkd_jax.commands import export
 from rkd_jax.evaluation import recount
-from rkd_jax.export import formats, latency, ledger, onnx_file
+from rkd_jax.export import formats, latency, ledger, onnx_file, subject, weights
+from rkd_jax.models.network import Network
 from rkd_jax.reporting import exported, files, report, results
 
 pytestmark = pytest.mark.slow
@@ -236,6 +237,31 @@ def test_a_phase_and_a_file_without_a_run(finished, tmp_path, capsys):
   assert "name the workdir of a run" in capsys.readouterr().err
   assert call(tmp_path / "out" / f"{phase.name}.pth", "--format", "onnx", *out) == 2
   assert "config.teacher.mean" in capsys.readouterr().err  # digits' normalisation is nobody's
+
+
+def stranger(path, name):
+  """A file with the usual names of a family, and ten classes."""
+  network = Network(networks.module(name, classes=10), (32, 32, 3), (0.5,) * 3, (0.5,) * 3)
+  variables = jax.tree.map(np.asarray, network.init(jax.random.key(0)))
+  path.write_bytes(weights.torch_zip(weights.state_dict(network, variables, "")[1]))
+
+
+def test_of_a_strangers_file_it_says_what_is_assumed(tmp_path, capsys):
+  stranger(tmp_path / "other.pth", "resnet-8")
+  assert call(tmp_path / "other.pth", "--format", "stablehlo", "--out", tmp_path / "out") == 0
+  assert "warning: The normalisation is the usual one" in capsys.readouterr().out
+  beside = json.loads((tmp_path / "out" / "other.stablehlo.json").read_text())
+  assert beside["architecture"] == "resnet-8" and beside["doubt"] == subject.ASSUMED
+
+
+def test_a_strangers_file_that_may_be_two_networks_is_refused(tmp_path, capsys):
+  stranger(tmp_path / "other.pth", "mobilenet_v2-0.25-variant=cifar")
+  out = tmp_path / "out"
+  assert call(tmp_path / "other.pth", "--format", "stablehlo", "--out", out) == 2
+  told = capsys.readouterr().err
+  assert "may be mobilenet_v2-0.25-variant=cifar or mobilenet_v2-0.25-variant=imagenet" in told
+  assert "--config.teacher.checkpoint and --config.teacher.network" in told
+  assert not out.exists()
 
 
 @pytest.mark.parametrize(
