@@ -5,6 +5,7 @@ its own; a class's images may lie in further folders. A single folder around all
 into. `data/files.py` says what is passed over, `data/decode.py` what becomes of the pixels.
 """
 
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -27,13 +28,15 @@ Arrays = tuple[Images, np.ndarray]  # images uint8[N, H, W, C], labels int32[N]
 
 
 class Found(NamedTuple):
-  """A data set: train, test or None, K class names (sorted, numbers as numbers), and "file: reason"
-  for every image that was left out (one line for all those beside the class folders)."""
+  """A data set: train, test or None, K class names (sorted, numbers as numbers), "file: reason" for
+  every image that was left out (one line for all those beside the class folders), and the real
+  paths of the folders that hold the parts (in a zip file: below the file's)."""
 
   train: Arrays
   test: Arrays | None
   names: tuple[str, ...]
   skipped: tuple[str, ...]
+  used: tuple[str, ...]
 
 
 class Listed(NamedTuple):
@@ -57,19 +60,19 @@ def read(path: str, data_dir: str | None, options: Options = Options()) -> Found
   """
   with Catalogue(_tree(path, data_dir, LAYOUT)) as found:
     first, second = _splits(found)
+    roots = [first] if second is None else [first, second]
     names = _classes(found, first)
-    lists = [_listed(found, first, names)]
-    loose = _loose(found, first, *([] if second is None else [second]))
-    if second is not None:
-      lists.append(_listed(found, second, names))
-  where = _place(found, first)
+    lists = [_listed(found, root, names) for root in roots]
+    loose = _loose(found, *roots)
+  place, where = found.tree.where, _place(found, first)
   _check_counts(lists[0].labels, names, where)
   parts = reading.read([listed.store for listed in lists], options)
   arrays = [(one.images, _labels(one, listed)) for one, listed in zip(parts, lists, strict=True)]
   _check_counts(arrays[0][1], names, where)
   skipped = (*loose, *(line for one in parts for line in one.skipped))
   shown_names = tuple(shown(name) for name in names)
-  return Found(arrays[0], arrays[1] if len(arrays) > 1 else None, shown_names, skipped)
+  used = tuple(os.path.realpath(os.path.join(place, os.fsdecode(root))) for root in roots)
+  return Found(arrays[0], arrays[1] if len(arrays) > 1 else None, shown_names, skipped, used)
 
 
 def unlabelled(
@@ -99,8 +102,13 @@ def unlabelled(
   return one.images, one.skipped
 
 
+def located(path: str, data_dir: str | None) -> pathlib.Path:
+  """Where a folder or zip file lies, as `read` takes its arguments."""
+  return pathlib.Path(data_dir or ".").expanduser() / pathlib.Path(path).expanduser()
+
+
 def _tree(path: str, data_dir: str | None, layout: str) -> Tree:
-  root = pathlib.Path(data_dir or ".").expanduser() / pathlib.Path(path).expanduser()
+  root = located(path, data_dir)
   if path and root.is_dir():
     return Directory(str(root))
   if path and root.is_file():

@@ -118,7 +118,7 @@ def load(
   kind, _, argument = name.partition(":")
   if kind != "folder" and kind not in SOURCES:
     raise _unknown(name, data_dir)
-  whole, official, class_names, skipped = _read(kind, argument, data_dir, options)
+  whole, official, class_names, skipped, places = _read(kind, argument, data_dir, options)
   classes = len(class_names)
   if classes < 2:
     raise UserError(
@@ -128,8 +128,7 @@ def load(
   _check(name, parts, classes)
   used = parts["train"]
   mean, std = PUBLISHED.get(":".join(name.split(":")[:2])) or statistics(used.images)
-  if kind == "folder" and options.unlabelled:
-    _check_apart(argument, options.unlabelled, data_dir, class_names)
+  _check_apart(name, places, options.unlabelled, data_dir)
   images, left_out = _unlabelled(options, data_dir, used)
   # A folder may be moved: its images and classes say what it is.
   called = kind if kind in PLACES else name
@@ -147,14 +146,14 @@ def load(
 
 def _read(
   kind: str, argument: str, data_dir: str | None, options: Options
-) -> tuple[Split, Split | None, tuple[str, ...], tuple[str, ...]]:
-  """(train, test or None, class names, images left out)."""
+) -> tuple[Split, Split | None, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+  """(train, test or None, class names, images left out, folders that the images lie in)."""
   if kind == "folder":
     found = folder.read(argument, data_dir, options)
     official = Split(*found.test) if found.test else None
-    return Split(*found.train), official, found.names, found.skipped
+    return Split(*found.train), official, found.names, found.skipped, found.used
   train, test, names = SOURCES[kind](argument, data_dir)
-  return _fitted(train, options.size), test and _fitted(test, options.size), names, ()
+  return _fitted(train, options.size), test and _fitted(test, options.size), names, (), ()
 
 
 def _fitted(split: Split, size: int) -> Split:
@@ -177,21 +176,17 @@ def _unlabelled(
   return folder.unlabelled(path, data_dir, (height, width, channels), options)
 
 
-def _check_apart(
-  labelled: str, unlabelled: str, data_dir: str | None, class_names: tuple[str, ...]
-) -> None:
-  """Raises a `UserError` where the student would learn from what it is tested on."""
-  base = pathlib.Path(data_dir or ".")
-  paths = labelled, unlabelled.removeprefix("folder:")
-  root, more = (os.path.realpath(base / os.path.expanduser(path)) for path in paths)
-  around, below = os.path.commonpath([root, more]), os.path.relpath(more, root).split(os.sep)
-  parts = {*folder.TRAINS, *folder.TESTS}
-  part = below[0].casefold() in parts or not {*class_names}.isdisjoint(below)
-  if around == more or (around == root and part):
+def _check_apart(name: str, places: tuple[str, ...], unlabelled: str, data_dir: str | None) -> None:
+  """Raises a `UserError` where the student would learn from what it is tested on: the folder of
+  unlabelled images lies in one of those that hold the data set's parts, or around it."""
+  if not unlabelled:
+    return
+  more = os.path.realpath(folder.located(unlabelled.removeprefix("folder:"), data_dir))
+  if any(os.path.commonpath([used, more]) in (used, more) for used in places):
     raise UserError(
-      f"config.data.unlabelled is {unlabelled!r}, which holds images of the data set "
-      f"'folder:{labelled}', also of its test part: the student would learn from what it is tested "
-      "on. Name a folder of other images."
+      f"config.data.unlabelled is {unlabelled!r}, which holds images of the data set {name!r}: the "
+      "student would learn from what it is tested on, or see images twice. Name a folder of other "
+      "images."
     )
 
 

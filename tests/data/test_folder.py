@@ -114,7 +114,7 @@ def test_formats_and_what_is_passed_over(tmp_path):
   for name in ("._a.png", "notes.txt", "Thumbs.db"):
     (seen / name).write_text("no image")
   (tmp_path / ".cache").mkdir()
-  (images, labels), test, names, _ = folder.read(str(tmp_path), None)
+  (images, labels), test, names, *_ = folder.read(str(tmp_path), None)
   assert test is None and names == ("seen",) and labels.tolist() == [0] * 6
   np.testing.assert_array_equal(images[:4], np.stack([image] * 4))
   assert np.abs(images[4:].astype(int) - smooth).max() < 12
@@ -440,22 +440,59 @@ def test_unlabelled_images_lie_anywhere_and_are_made_to_fit(tmp_path):
   np.testing.assert_array_equal(lazily.unlabelled[:], data.unlabelled)
 
 
-@pytest.mark.parametrize("more", ["own", ".", "own/cat", "own/../own", "link"])
-def test_unlabelled_images_are_others(tmp_path, more):
-  write(tmp_path / "own")
-  write(tmp_path / "own" / "train")  # whose classes are then the data set's
-  write(tmp_path / "own" / "Test")
+OVERLAP = r"holds images of the data set .* Name a folder of other"
+PARTS = ("train", "Test", "Test/dog")
+
+
+@pytest.mark.parametrize("more", [".", "own", "own/Test/..", "link", *(f"own/{p}" for p in PARTS)])
+@pytest.mark.parametrize("around", ["", "set", "set/images"])
+def test_unlabelled_images_are_others(tmp_path, more, around):
+  for part in PARTS[:2]:
+    write(tmp_path / "own" / around / part)
   (tmp_path / "link").symlink_to("own")
-  for path in (more, "own/Test/dog") if more == "own/cat" else (more,):
-    options = Options(unlabelled=str(tmp_path / path))
-    with pytest.raises(UserError, match=r"holds images of the data set .* Name a folder of other"):
-      load(tmp_path / "own", options=options)
+  path = tmp_path / more.replace("own/", f"own/{around}/", 1)
+  with pytest.raises(UserError, match=OVERLAP):
+    load(tmp_path / "own", options=Options(unlabelled=str(path)))
+  with pytest.raises(UserError, match=OVERLAP):
+    load(tmp_path / "own" / around / "Test" / "..", options=Options(unlabelled=str(path)))
 
 
-def test_unlabelled_images_may_lie_beside_the_parts(tmp_path):
+@pytest.mark.parametrize("around", ["", "set"])
+def test_unlabelled_images_are_of_no_class_where_there_are_no_parts(tmp_path, around):
+  write(tmp_path / "own" / around)
+  for more in ("own", f"own/{around}", f"own/{around}/cat"):
+    with pytest.raises(UserError, match=OVERLAP):
+      load(tmp_path / "own", options=Options(unlabelled=str(tmp_path / more)))
+
+
+def test_unlabelled_images_are_not_those_of_the_zip_file(tmp_path):
   write(tmp_path / "own" / "train")
-  write(tmp_path / "own" / "more", classes=("web",))
-  data = load(tmp_path / "own", options=Options(unlabelled=str(tmp_path / "own" / "more")))
+  write(tmp_path / "own" / "test", seed=1)
+  path = zipped(tmp_path / "own", tmp_path / "own.zip", "set/")
+  with pytest.raises(UserError, match=OVERLAP):
+    load(path, options=Options(unlabelled=str(path)))
+  save(tmp_path / "more" / "0.png", pixels(1))
+  data = load(path, options=Options(unlabelled=str(tmp_path / "more")))
+  assert data.unlabelled is not None and len(data.unlabelled) == 1
+
+
+def test_unlabelled_images_are_looked_for_in_the_home_folder_too(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  write(tmp_path / "own" / "train")
+  write(tmp_path / "own" / "test", seed=1)
+  for data_dir, more in (("~", "own/test"), (None, "~/own/test")):
+    with pytest.raises(UserError, match=OVERLAP):
+      sources.load("folder:~/own", data_dir, 0, 0.25, 0.25, options=Options(unlabelled=more))
+
+
+@pytest.mark.parametrize("more", ["more", "cat"])  # the name says nothing: it is not used
+@pytest.mark.parametrize("around", ["", "set"])
+def test_unlabelled_images_may_lie_beside_the_parts(tmp_path, more, around):
+  root = tmp_path / "own" / around
+  write(root / "train")
+  write(root / "test", seed=1)
+  write(root / more, classes=("web",), seed=2)
+  data = load(tmp_path / "own", options=Options(unlabelled=str(root / more)))
   assert data.unlabelled is not None and len(data.unlabelled) == 4
 
 
