@@ -39,7 +39,7 @@ class Zip:
     self.where = where
     try:
       with open(where, "rb") as file:
-        self._count, self._directory, self._shift = self._end(file)
+        self._count, self._directory, self._after, self._shift = self._end(file)
     except OSError as error:
       raise UserError(f"Cannot read {where}: {error.strerror}. Check its permissions.") from error
     except struct.error:
@@ -51,8 +51,8 @@ class Zip:
       "other archives are read once they are unpacked."
     )
 
-  def _end(self, file: IO[bytes]) -> tuple[int, int, int]:
-    """(entries, where their directory begins, how many bytes were put before it all)."""
+  def _end(self, file: IO[bytes]) -> tuple[int, int, int, int]:
+    """(entries, where their directory begins and ends, how many bytes were put before it all)."""
     size = file.seek(0, 2)
     tail_at = max(0, size - MAX_COMMENT - END.size - LOCATOR_SIZE - END64.size)
     file.seek(tail_at)
@@ -71,7 +71,7 @@ class Zip:
       raise UserError(f"{self.where} is one part of several. Join them, or unpack them all.")
     if end - length < offset:
       raise self._damaged()
-    return count, end - length, end - length - offset
+    return count, end - length, end, end - length - offset
 
   def walk(self) -> Iterator[tuple[bytes, Marks | None]]:
     """As `Tree.walk`.
@@ -82,7 +82,9 @@ class Zip:
     """
     with open(self.where, "rb", buffering=2**20) as file:
       file.seek(self._directory)
-      for _ in range(self._count):
+      count = 0
+      # Some programs write the count modulo 2**16 and nothing larger: the length says the end.
+      while file.tell() < self._after:
         fixed = file.read(ENTRY.size)
         if len(fixed) < ENTRY.size or fixed[:4] != b"PK\1\2":
           raise self._damaged()
@@ -90,8 +92,11 @@ class Zip:
         name = file.read(fields[10])
         extra = file.read(fields[11])
         file.seek(fields[12], 1)
+        count += 1
         if found := self._entry(fields, name, extra):
           yield found
+      if file.tell() != self._after or (count - self._count) % 2**16:
+        raise self._damaged()
 
   def _entry(self, fields: tuple, raw: bytes, extra: bytes) -> tuple[bytes, Marks | None] | None:
     _, made, _, flags, method, _, _, crc, packed, size, _, _, _, _, _, attributes, offset = fields

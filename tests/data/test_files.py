@@ -310,6 +310,9 @@ BAD_ZIPS = {  # name: (file, what the message says)
   "more entries than there are": (
     entry()[:-14] + struct.pack("<HH", 9, 9) + entry()[-10:], "no complete zip file"
   ),
+  "fewer entries than there are": (
+    entry()[:-14] + struct.pack("<HH", 0, 0) + entry()[-10:], "no complete zip file"
+  ),
   "several parts": (
     entry()[:-18] + struct.pack("<HH", 1, 1) + entry()[-14:], "one part of several"
   ),
@@ -387,6 +390,19 @@ def test_zips_with_64_bit_fields_and_streamed_ones(tmp_path, monkeypatch):
   (tmp_path / "set.zip").write_bytes(raw.getvalue())
   store, _ = store_of(Zip(str(tmp_path / "set.zip")))
   assert sorted(contents(store).values()) == sorted(CONTENT.values())
+
+
+def test_more_entries_than_16_bits_count(tmp_path):
+  data = entry("a/x.png")
+  at = data.index(b"PK\1\2")
+  others = entry("notes.txt", b"")
+  note = others[others.index(b"PK\1\2") : others.index(b"PK\5\6")]
+  data[at:at] = note * 2**16
+  struct.pack_into("<I", data, len(data) - 10, len(data) - 22 - at)  # the directory's length
+  assert data[-12:-10] == struct.pack("<H", 1)  # modulo 2**16, as some programs write it
+  (tmp_path / "set.zip").write_bytes(data)
+  store, _ = store_of(Zip(str(tmp_path / "set.zip")))
+  assert list(contents(store).values()) == [b"data" * 10]
 
 
 def test_old_names_are_in_the_old_code_page(tmp_path):
