@@ -176,9 +176,13 @@ def _opened(data: bytes, name: str, header: Header) -> Image.Image:
   for start, end in reversed(header.cut):  # Pillow would read them, and may warn
     data = data[:start] + data[end:]
   try:
-    return OPEN[header.kind](io.BytesIO(data))
+    image = OPEN[header.kind](io.BytesIO(data))
   except Exception as error:
     raise ImageError(name, f"it is damaged ({error}). Copy it again.") from error
+  if image.size != (header.width, header.height):  # only the header's was compared with the limit
+    sizes = f"{header.width}x{header.height} and {image.width}x{image.height}"
+    raise ImageError(name, f"it says two sizes of itself, {sizes}. Copy it again.")
+  return image
 
 
 def _plain(image: Image.Image, deep: bool, mode: str) -> Image.Image:

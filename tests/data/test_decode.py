@@ -191,6 +191,17 @@ def wide_webp():
   return b"RIFF" + struct.pack("<I", 100) + b"WEBPVP8X" + size + bytes(70)
 
 
+def two_sizes(kind):
+  """The header says that it is small, a second one that it is 60,000 pixels wide and high."""
+  small, large = encoded(NOISE, kind), huge(kind)
+  if kind == "PNG":
+    second = large[8:29]
+    return small[:33] + second + struct.pack(">I", zlib.crc32(second[4:])) + small[33:]
+  at = small.index(b"\xff\xc0")
+  end = at + 2 + struct.unpack_from(">H", small, at + 2)[0]
+  return small[:end] + large[at:]
+
+
 WHOLE = {
   "png": encoded(NOISE, "PNG"),
   "jpg": encoded(NOISE, "JPEG", quality=95),
@@ -223,6 +234,8 @@ REFUSED = {  # name: (file, what the message says)
   "huge jpeg": (huge("JPEG"), "is 60000x60000; at most"),
   "huge bmp": (huge("BMP"), "is 60000x60000; at most"),
   "huge webp": (wide_webp(), "is 16384x16384; at most"),
+  "a png of two sizes": (two_sizes("PNG"), "says two sizes of itself, 17x12 and 60000x60000"),
+  "a jpeg of two sizes": (two_sizes("JPEG"), "says two sizes of itself, 17x12 and 60000x60000"),
   "a bomb": (flat(12_000, 12_000), "is 12000x12000; at most .* Resize it"),
   "a png of no width": (png(NOISE[:0], 2, 8), "is 17x0"),
   "a jpeg without a picture": (b"\xff\xd8\xff\xe0\0\4ab" * 3, "breaks off"),
