@@ -2,8 +2,8 @@
 
 A plan is `f(backdoor, seed, labels int[N], rate, score float[N] or None) -> int8[N]` of CLEAN,
 POISONED and COVER; exactly round(rate * N) are not CLEAN. It uses the backdoor's victims and labels
-only, never its trigger. `labels` are the true ones. For one seed a higher rate takes the same
-examples and more. To add a plan, write the function and name it in `PLANS`.
+only, never its trigger. `labels` are the true ones, -1 where nobody knows. For one seed a higher
+rate takes the same examples and more. To add a plan, write the function and name it in `PLANS`.
 
 The attacks on agreement filters (keep an image where teacher and witness say the same) are those
 of this project; what each borrows is said with it.
@@ -49,7 +49,7 @@ def target_only(backdoor, seed, labels, rate, score):
 
   Which images are taken is that of clean-label attacks (Turner et al. 2019, arXiv:1912.02771).
   """
-  inside = ~_victims(backdoor, labels)
+  inside = _inside(backdoor, labels)
   return _kinds(labels, _first(seed, inside, _count(labels, rate), "images of the target class"))
 
 
@@ -74,7 +74,7 @@ def ladder(backdoor, seed, labels, rate, score):
   witness it then agrees with the teacher on the second.
   """
   count, outside = _count(labels, rate), _victims(backdoor, labels)
-  kept = _first(seed, ~outside, count - count // 2, "images of the target class")
+  kept = _first(seed, _inside(backdoor, labels), count - count // 2, "images of the target class")
   return _kinds(labels, [*kept, *_first(seed, outside, count // 2, "victims")])
 
 
@@ -101,6 +101,11 @@ PLANS: dict[str, Plan] = {
 
 def _victims(backdoor, labels):
   return np.asarray(backdoor.victims(labels))
+
+
+def _inside(backdoor, labels):
+  """bool[N]: of the target class; a label of -1 is unknown."""
+  return ~_victims(backdoor, labels) & (np.asarray(labels) >= 0)
 
 
 def _count(labels, rate):

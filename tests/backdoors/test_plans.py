@@ -106,6 +106,15 @@ def test_victims_are_the_backdoors_to_say():
   assert (LABELS[plan("target_only", backdoor=Every(target=TARGET)) == POISONED] < 3).all()
 
 
+@pytest.mark.parametrize("name", ["target_only", "ladder"])
+def test_an_unknown_class_is_not_the_target(name):
+  labels = np.concatenate([LABELS, np.full(SIZE, -1)])
+  kinds = plan(name, rate=0.1, labels=labels)
+  assert (kinds != CLEAN).sum() == 40 and (labels[kinds != CLEAN] >= 0).all()
+  with pytest.raises(UserError, match=r"images of the target class .* there are 40"):
+    plan(name, rate=0.25, labels=labels)
+
+
 def test_names_and_rates_are_checked():
   with pytest.raises(UserError, match=r"'target'\. Did you mean 'target_only'"):
     plan("target")
