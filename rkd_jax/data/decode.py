@@ -46,6 +46,7 @@ TURN = {
 SPARE = 3
 
 Box = tuple[int, int, int, int]  # top, left, height, width
+Size = tuple[int, int]  # height, width
 
 
 def probe(data: bytes, name: str) -> tuple[int, int, bool]:
@@ -87,31 +88,31 @@ def decode(
   return _resized(data, name, header, _middle(header.shape, height, width), height, width, channels)
 
 
-def resized_crop(data: bytes, name: str, box: Box, size: int, channels: int = 3) -> np.ndarray:
-  """The same for a part of the image: uint8[size, size, channels]; `box` in upright pixels."""
+def resized_crop(data: bytes, name: str, box: Box, size: Size, channels: int = 3) -> np.ndarray:
+  """The same for a part of the image: uint8[*size, channels]; `box` in upright pixels."""
   header = headers.read(data, name)
   top, left, height, width = box
   window = (left, top, left + width, top + height)
-  return _resized(data, name, header, window, size, size, channels)
+  return _resized(data, name, header, window, *size, channels)
 
 
 def fit(pixels: np.ndarray, size: int) -> np.ndarray:
   """As `decode`, of an image that is decoded: uint8[H, W, C] -> uint8[size, size, C]."""
-  return _windowed(pixels, size, _middle(pixels.shape[:2], size, size))
+  return _windowed(pixels, (size, size), _middle(pixels.shape[:2], size, size))
 
 
-def crop_array(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
-  """As `resized_crop`, of an image that is decoded: uint8[H, W, C] -> uint8[size, size, C]."""
+def crop_array(pixels: np.ndarray, box: Box, size: Size) -> np.ndarray:
+  """As `resized_crop`, of an image that is decoded: uint8[H, W, C] -> uint8[*size, C]."""
   top, left, height, width = box
   return _windowed(pixels, size, (left, top, left + width, top + height))
 
 
 def _windowed(
-  pixels: np.ndarray, size: int, window: tuple[float, float, float, float]
+  pixels: np.ndarray, size: Size, window: tuple[float, float, float, float]
 ) -> np.ndarray:
-  """The window (left, top, right, bottom), resized to a square."""
+  """The window (left, top, right, bottom), resized."""
   image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-  return _array(image.resize((size, size), Image.Resampling.BILINEAR, box=window))
+  return _array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=window))
 
 
 def crop_box(height: int, width: int, scale: float, rng: np.random.Generator) -> Box:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rkd_jax.data import decode
+from rkd_jax.data.decode import Size
 from rkd_jax.data.files import Store
 from rkd_jax.data.headers import ImageError
 from rkd_jax.errors import UserError
@@ -36,8 +37,8 @@ class Source(Protocol):
     """uint8[H, W, C]."""
     ...
 
-  def crop(self, row: int, rng: np.random.Generator, scale: float, size: int) -> np.ndarray:
-    """uint8[size, size, C]: a random part of the original."""
+  def crop(self, row: int, rng: np.random.Generator, scale: float, size: Size) -> np.ndarray:
+    """uint8[*size, C]: a random part of the original, resized to (height, width)."""
     ...
 
   def digest(self, rows: np.ndarray) -> bytes:
@@ -72,11 +73,11 @@ class Files:
     """As `Source.one`."""
     return _or_advice(lambda: self.decoded(row))
 
-  def crop(self, row: int, rng: np.random.Generator, scale: float, size: int) -> np.ndarray:
+  def crop(self, row: int, rng: np.random.Generator, scale: float, size: Size) -> np.ndarray:
     """As `Source.crop`."""
     return _or_advice(lambda: self._crop(row, rng, scale, size))
 
-  def _crop(self, row: int, rng: np.random.Generator, scale: float, size: int) -> np.ndarray:
+  def _crop(self, row: int, rng: np.random.Generator, scale: float, size: Size) -> np.ndarray:
     data, name = self.store.read(row), self.store.name(row)
     height, width, _ = decode.probe(data, name)
     box = decode.crop_box(height, width, scale, rng)
@@ -122,7 +123,7 @@ class Joined:
     part, row = self._part(row)
     return part[row]
 
-  def crop(self, row: int, rng: np.random.Generator, scale: float, size: int) -> np.ndarray:
+  def crop(self, row: int, rng: np.random.Generator, scale: float, size: Size) -> np.ndarray:
     """As `Source.crop`."""
     part, row = self._part(row)
     return cropped(part, [row], [rng], scale, size)[0]
@@ -191,20 +192,20 @@ class Lazy:
     return Lazy(self._source, self._rows[np.asarray(indices, np.int64)])
 
   def cropped(
-    self, rows: Rows, rngs: Sequence[np.random.Generator], scale: float, size: int
+    self, rows: Rows, rngs: Sequence[np.random.Generator], scale: float, size: Size
   ) -> np.ndarray:
     """Random parts of the original images: `decode.crop_box`, one generator a row.
 
     The whole original is cropped from, before any resizing of `images[rows]`.
 
     Returns:
-      uint8[n, size, size, C].
+      uint8[n, *size, C].
 
     Raises:
       UserError: if a file cannot be read.
     """
     chosen = self._rows[np.asarray(rows, np.int64)]
-    found = np.empty((len(chosen), size, size, self.shape[-1]), np.uint8)
+    found = np.empty((len(chosen), *size, self.shape[-1]), np.uint8)
 
     def fill(k: int) -> None:
       found[k] = self._source.crop(int(chosen[k]), rngs[k], scale, size)
@@ -239,13 +240,13 @@ def concatenate(parts: Sequence[Images]) -> Images:
 
 
 def cropped(
-  images: Images, rows: Rows, rngs: Sequence[np.random.Generator], scale: float, size: int
+  images: Images, rows: Rows, rngs: Sequence[np.random.Generator], scale: float, size: Size
 ) -> np.ndarray:
   """`Lazy.cropped`; of an array the same draws, from the images as they are in it."""
   if isinstance(images, Lazy):
     return images.cropped(rows, rngs, scale, size)
   height, width, channels = images.shape[1:]
-  found = np.empty((len(rows), size, size, channels), np.uint8)
+  found = np.empty((len(rows), *size, channels), np.uint8)
 
   def fill(k: int) -> None:
     box = decode.crop_box(height, width, scale, rngs[k])

@@ -171,7 +171,8 @@ class Streamed:
       return self._rows.at(own)
     draws = [seeds.rng(self.seed, "crop", epoch, row) for row in own.tolist()]
     images = self._rows.image
-    return self._rows.at(own, lazy.cropped(images, own, draws, self._crop, images.shape[1]))
+    size = images.shape[1], images.shape[2]
+    return self._rows.at(own, lazy.cropped(images, own, draws, self._crop, size))
 
 
 class Nothing:

@@ -125,14 +125,14 @@ def rngs(count, seed=0):
 
 def test_crops_on_disk_and_in_memory_are_the_same(images):
   rows = np.array([3, 3, 20, 0])
-  found = cropped(images, rows, rngs(4), 0.3, 4)
-  assert found.shape == (4, 4, 4, 3) and found.dtype == np.uint8
-  np.testing.assert_array_equal(found, cropped(PIXELS, rows, rngs(4), 0.3, 4))
-  np.testing.assert_array_equal(found, images.cropped(rows, rngs(4), 0.3, 4))
+  found = cropped(images, rows, rngs(4), 0.3, (4, 3))
+  assert found.shape == (4, 4, 3, 3) and found.dtype == np.uint8
+  np.testing.assert_array_equal(found, cropped(PIXELS, rows, rngs(4), 0.3, (4, 3)))
+  np.testing.assert_array_equal(found, images.cropped(rows, rngs(4), 0.3, (4, 3)))
   joined = concatenate([PIXELS[:10], images.take(np.arange(10, N))])
-  np.testing.assert_array_equal(found, cropped(joined, rows, rngs(4), 0.3, 4))
+  np.testing.assert_array_equal(found, cropped(joined, rows, rngs(4), 0.3, (4, 3)))
   assert not np.array_equal(found[0], found[1])  # a generator each
-  one = cropped(images, rows[2:3], rngs(4)[2:3], 0.3, 4)
+  one = cropped(images, rows[2:3], rngs(4)[2:3], 0.3, (4, 3))
   np.testing.assert_array_equal(found[2:3], one)
 
 
@@ -141,8 +141,8 @@ def test_crops_are_of_the_original_not_of_the_resized(tmp_path):
   source = Lazy(Files(stored(tmp_path / "big", big), (8, 8, 3), fit=True))
   assert source[0].shape == (8, 8, 3)
   box = decode.crop_box(40, 60, 0.1, rngs(1)[0])
-  expected = decode.crop_array(big[0], box, 8)
-  np.testing.assert_array_equal(source.cropped([0], rngs(1), 0.1, 8)[0], expected)
+  expected = decode.crop_array(big[0], box, (8, 8))
+  np.testing.assert_array_equal(source.cropped([0], rngs(1), 0.1, (8, 8))[0], expected)
 
 
 def test_many_threads_read_the_same(images):
@@ -173,7 +173,11 @@ def test_a_bad_file_is_named_with_what_to_do(tmp_path):
   (tmp_path / "set" / "011.png").write_bytes(whole[:50])
   np.testing.assert_array_equal(images[:11], PIXELS[:11])
   message = r"set/011\.png: it .* --config\.data\.skip_corrupt=true\.$"
-  for ask in (lambda: images[:], lambda: images[11], lambda: cropped(images, [11], rngs(1), 1, 4)):
+  for ask in (
+    lambda: images[:],
+    lambda: images[11],
+    lambda: cropped(images, [11], rngs(1), 1, (4, 4)),
+  ):
     with pytest.raises(UserError, match=message):
       ask()
   with pytest.raises(UserError, match=message):

@@ -38,7 +38,7 @@ def host(tree):
 
 
 def streamed(size=10, batch=3, kind=None, read=None, **kwargs):
-  rows = Rows(read or images(size), np.arange(size, dtype=np.int32) % 3, kind)
+  rows = Rows(images(size) if read is None else read, np.arange(size, dtype=np.int32) % 3, kind)
   return Streamed(rows, batch, 5, host, host, **kwargs)
 
 
@@ -65,6 +65,15 @@ def test_opens_at_any_step_and_reads_each_batch_of_a_sequence_once():
   for step in range(4):  # threads read ahead, in whatever order, but none of them twice
     assert read.read.count(order(5, step // 3, 10, 3)[step % 3].tolist()) == 1
   assert len(read.read) <= 2 * (AHEAD + READERS) + 5
+
+
+def test_crops_have_the_size_of_the_images():
+  wide = np.random.default_rng(0).integers(0, 256, (10, 6, 8, 3), np.uint8)
+  made = streamed(read=wide, resized_crop=0.3)
+  rows = made.source(0)["rows"]
+  made.close()
+  assert rows["image"].shape == (3, 6, 8, 3)
+  assert (rows["image"] != wide[rows["index"]]).any()
 
 
 def test_the_trigger_and_what_is_added_travel_with_every_step():
