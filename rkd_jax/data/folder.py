@@ -18,7 +18,8 @@ from rkd_jax.data.lazy import Images
 from rkd_jax.data.reading import Options, Read
 from rkd_jax.errors import UserError, nearest
 
-# What the parts are called, in capitals or not; the first that is there counts.
+# What the parts are called, in capitals or not; the first that is there counts, of test parts the
+# first with class folders (ImageNet's images in `test` have no labels).
 TRAINS = ("train", "training")
 TESTS = ("test", "testing", "val", "validation", "valid")
 KINDS = f"can read {', '.join(SUFFIXES)} (convert HEIC, TIFF, AVIF or GIF to one of these)"
@@ -29,8 +30,9 @@ Arrays = tuple[Images, np.ndarray]  # images uint8[N, H, W, C], labels int32[N]
 
 class Found(NamedTuple):
   """A data set: train, test or None, K class names (sorted, numbers as numbers), "file: reason" for
-  every image that was left out (one line for all those beside the class folders), and the real
-  paths of the folders that hold the parts (in a zip file: below the file's)."""
+  every image that was left out (one line for all those beside the class folders, or in a test
+  folder without them), and the real paths of the folders that hold the parts (in a zip file: below
+  the file's)."""
 
   train: Arrays
   test: Arrays | None
@@ -59,11 +61,11 @@ def read(path: str, data_dir: str | None, options: Options = Options()) -> Found
       class that only the test part has, or what `reading.read` raises.
   """
   with Catalogue(_tree(path, data_dir, LAYOUT)) as found:
-    first, second = _splits(found)
+    first, second, passed = _splits(found)
     roots = [first] if second is None else [first, second]
     names = _classes(found, first)
     lists = [_listed(found, root, names) for root in roots]
-    loose = _loose(found, *roots)
+    loose = [*_loose(found, *roots), *passed]
   place, where = found.tree.where, _place(found, first)
   _check_counts(lists[0].labels, names, where)
   parts = reading.read([listed.store for listed in lists], options)
@@ -123,20 +125,31 @@ def _place(found: Catalogue, path: bytes) -> str:
   return f"{found.tree.where}/{shown(path)}" if path else found.tree.where
 
 
-def _splits(found: Catalogue) -> tuple[bytes, bytes | None]:
-  """(the folder of training classes, that of test classes or None)."""
+def _splits(found: Catalogue) -> tuple[bytes, bytes | None, list[str]]:
+  """(the folder of training classes, that of test classes or None, a line for each folder that was
+  passed over for the latter)."""
   root = _unwrapped(found)
   there = found.folders(root)
   called = {_called(name): name for name in there}
-  train, test = (next((called[n] for n in kind if n in called), None) for kind in (TRAINS, TESTS))
+  train = next((called[name] for name in TRAINS if name in called), None)
   # A class may be called "train" too; then it holds images, and there are other classes.
   inside = train is not None and found.folders(_join(root, train))
   if not there or not (called.keys() <= {*TRAINS, *TESTS} or inside):
-    return root, None
+    return root, None, []
   if train is None:
     names = ", ".join(map(shown, there))
     raise UserError(f"{_place(found, root)} has {names}, but no folder 'train'.")
-  return _join(root, train), _join(root, test) if test else None
+  tests = [_join(root, called[name]) for name in TESTS if name in called]
+  return _join(root, train), *_test_part(found, tests)
+
+
+def _test_part(found: Catalogue, tests: list[bytes]) -> tuple[bytes | None, list[str]]:
+  """The last two of `_splits`."""
+  if not tests:
+    return None, []
+  test = next((path for path in tests if found.folders(path)), tests[0])
+  why = f"has no class folders, so {shown(test)} is the test part"
+  return test, [f"{shown(path)}: {why}" for path in tests[: tests.index(test)]]
 
 
 def _called(name: bytes) -> str:

@@ -92,6 +92,24 @@ def test_the_test_part_goes_before_a_validation_part(tmp_path):
   assert len(load(tmp_path).test) == 6
 
 
+@pytest.mark.parametrize("around", ["", "set"])
+def test_a_test_folder_without_classes_is_passed_over_for_one_with(tmp_path, around):
+  root = tmp_path / "own" / around  # as ImageNet is given out
+  write(root / "train", 4)
+  made = write(root / "val", 2, seed=1)
+  save(root / "test" / "1.jpeg", pixels(9))
+  data = load(tmp_path / "own")
+  np.testing.assert_array_equal(data.test.images, np.concatenate([made["cat"], made["dog"]]))
+  (line,) = data.skipped
+  before = f"{around}/" if around else ""
+  assert line == f"{before}test: has no class folders, so {before}val is the test part"
+  more = load(tmp_path / "own", options=Options(unlabelled=str(root / "test")))
+  assert more.unlabelled is not None and len(more.unlabelled) == 1
+  shutil.rmtree(root / "val")
+  with pytest.raises(UserError, match="test has no class folders"):
+    load(tmp_path / "own")
+
+
 def test_a_split_may_lack_a_class_of_the_training_part(tmp_path):
   write(tmp_path / "train", classes=("a", "b", "c"))
   write(tmp_path / "test", classes=("c",))
