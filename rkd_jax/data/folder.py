@@ -176,9 +176,9 @@ def _join(root: bytes, name: bytes) -> bytes:
 def _classes(found: Catalogue, root: bytes) -> list[bytes]:
   """A split's class folders; "10" comes after "9", and both before "a"."""
 
-  def place(name: bytes) -> tuple[bool, int, bytes]:
-    number = name.isdigit()
-    return not number, int(name) if number else 0, name
+  def place(name: bytes) -> tuple[bool, int, bytes, bytes]:
+    digits = name.lstrip(b"0") if name.isdigit() else b""  # Python's numbers end at 4,300 digits
+    return not name.isdigit(), len(digits), digits, name
 
   names = sorted(found.folders(root), key=place)
   if not names:

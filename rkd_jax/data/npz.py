@@ -5,6 +5,7 @@ of its own `x_test, y_test` or `test_images, test_labels`; `class_names` if ther
 are uint8[N, H, W] or [N, H, W, C] with C 1 or 3, labels whole numbers [N] or [N, 1] from 0 on.
 """
 
+import collections
 import pathlib
 import zipfile
 import zlib
@@ -170,6 +171,18 @@ def _labels(what: str, labels: np.ndarray) -> np.ndarray:
   return labels.astype(np.int32)
 
 
+def _given(file: pathlib.Path, names: np.ndarray) -> tuple[str, ...]:
+  """The array of class names as str, each once."""
+  try:
+    found = [name.decode() if isinstance(name, bytes) else name for name in names.tolist()]
+  except ValueError as error:
+    raise UserError(f"{file}: 'class_names' is no text: {error}. Save str in UTF-8.") from error
+  for name, count in collections.Counter(found).most_common(1):
+    if count > 1:
+      raise UserError(f"{file}: 'class_names' has {name!r} twice. Give each class its own name.")
+  return tuple(found)
+
+
 def _class_names(
   file: pathlib.Path, arrays: dict[str, np.ndarray], train: np.ndarray, test: np.ndarray | None
 ) -> tuple[str, ...]:
@@ -183,7 +196,7 @@ def _class_names(
       f"{file}: labels run to {seen[-1]}, but no training image has label {missing}. Count classes "
       "from 0 without gaps, or give 'class_names'."
     )
-  names = tuple(map(str, range(int(seen[-1]) + 1) if given is None else given.astype(str)))
+  names = tuple(map(str, range(int(seen[-1]) + 1))) if given is None else _given(file, given)
   whose = "of training" if given is None else "of 'class_names'"
   for part, labels in (("training", train), ("test", test)):
     if labels is not None and labels.max() >= len(names):

@@ -120,6 +120,8 @@ class Zip:
     if size > FROM_BYTES and size > MAX_RATIO * packed:
       what = f"unpacks to {size / max(packed, 1):,.0f} times its size, as a zip bomb does"
       raise self._refused(name, what, "If you trust it, unpack it and give the folder")
+    if offset + self._shift > self._directory:
+      raise self._damaged()
     return name, (size, crc, packed, offset + self._shift, method)
 
   def _check_name(self, name: bytes) -> None:

@@ -287,6 +287,15 @@ def patched(offset, form, value, data=None):
   return data
 
 
+def far():
+  """A zip whose entry lies beyond what 63 bits count."""
+  at = (data := entry()).index(b"PK\1\2")
+  data = patched(42, "<I", 0xFFFFFFFF, patched(30, "<H", 12))
+  data[at + 53 : at + 53] = struct.pack("<HHQ", 1, 8, 2**63)
+  struct.pack_into("<I", data, len(data) - 10, len(data) - 22 - at)
+  return data
+
+
 LINK = (stat.S_IFLNK | 0o777) << 16
 BAD_ZIPS = {  # name: (file, what the message says)
   "leads up": (renamed("../../evil"), "'../../evil.png' has a name that could lead out"),
@@ -313,6 +322,8 @@ BAD_ZIPS = {  # name: (file, what the message says)
   "fewer entries than there are": (
     entry()[:-14] + struct.pack("<HH", 0, 0) + entry()[-10:], "no complete zip file"
   ),
+  "an entry beyond the end": (patched(42, "<I", 500), "no complete zip file"),
+  "an entry far beyond the end": (far(), "no complete zip file"),
   "several parts": (
     entry()[:-18] + struct.pack("<HH", 1, 1) + entry()[-14:], "one part of several"
   ),

@@ -1,6 +1,7 @@
 """Folders of images: what is written is read back, wherever it lies; mistakes are named."""
 
 import dataclasses
+import io
 import pathlib
 import re
 import shutil
@@ -23,6 +24,12 @@ COLOUR, GREY = (6, 5, 3), (6, 5)
 
 def pixels(seed, shape=COLOUR):
   return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def encoded(image):
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, "PNG")
+  return buffer.getvalue()
 
 
 def save(path, image, **how):
@@ -62,6 +69,16 @@ def test_splits_are_read_in_the_order_of_names(tmp_path):
 def test_numbers_are_sorted_as_numbers(tmp_path):
   write(tmp_path, 2, ("10", "9", "b", "2", "a"))
   assert folder.read(str(tmp_path), None)[2] == ("2", "9", "10", "a", "b")
+
+
+def test_numbers_have_any_length(tmp_path):  # Python's int refuses 4,300 digits
+  classes = ("10", "9" * 5000, "010", "9", "00", "0")
+  with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:  # file systems have no such names
+    for name in classes:
+      for k in range(2):
+        archive.writestr(f"{name}/{k}.png", encoded(pixels(k)))
+  found = folder.read(str(tmp_path / "set.zip"), None).names
+  assert found == ("0", "00", "9", "010", "10", "9" * 5000)
 
 
 def test_without_splits_some_of_the_images_become_the_test_part(tmp_path):

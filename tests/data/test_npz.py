@@ -59,7 +59,9 @@ def test_forms_that_are_as_good(tmp_path):
   (images, labels), _, found = npz.read("set.npz", str(tmp_path))
   np.testing.assert_array_equal(images, IMAGES)
   assert images.flags.c_contiguous and labels.shape == (24,) and found == tuple(names)
-  saved(tmp_path, images=IMAGES[..., 0], labels=LABELS)
+  encoded = np.array(["é".encode(), b"b", b"c", b"d"])
+  saved(tmp_path, images=IMAGES[..., 0], labels=LABELS, class_names=encoded)
+  assert load(tmp_path).class_names == ("é", "b", "c", "d")
   assert load(tmp_path).image_shape == (6, 5, 1)
 
 
@@ -110,6 +112,14 @@ BAD = {  # name: (arrays, what the message says)
     "training labels run to 3, but there are 2 classes .*'class_names'",
   ),
   "numbers as names": ({"images": IMAGES, "labels": LABELS, "class_names": LABELS}, "must be str"),
+  "names that are no text": (
+    {"images": IMAGES, "labels": LABELS, "class_names": np.array([b"a", b"b", b"c", b"\xff"])},
+    "'class_names' is no text: .*0xff.* Save str in UTF-8",
+  ),
+  "a name twice": (
+    {"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", "b", "c", "b"])},
+    "'class_names' has 'b' twice. Give each class its own name",
+  ),
   "channels first": (
     {"images": IMAGES.transpose(0, 3, 1, 2), "labels": LABELS}, r"images\.transpose\(0, 2, 3, 1\)"
   ),
