@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -71,12 +72,14 @@ def read(
   """
   fit = bool(options.size or shape)
   guess = shape or _look(stores, options, SAMPLE) or _look(stores, options, None)
-  count = sum(map(len, stores))
+  room = options.memory // sum(map(len, stores))  # for one image
   # Where nothing can be read, decoding all of it says so.
-  lazy = guess is not None and count * int(np.prod(guess, dtype=np.int64)) > options.memory
+  lazy = guess is not None and math.prod(guess) > room
   guess = guess or (1, 1, 1)
   if not shape and (not lazy or options.skip_corrupt) and max(map(len, stores)) > SAMPLE:
-    guess = _look(stores, options, None) or guess
+    whole = _look(stores, options, None)
+    if whole:  # one with colour, perhaps: all take three times the memory
+      guess, lazy = whole, math.prod(whole) > room
   files = [Files(store, guess, fit) for store in stores]
   found = [_lazily(one, options.skip_corrupt) if lazy else _at_once(one) for one in files]
   _check(found, stores, options.skip_corrupt)

@@ -450,6 +450,11 @@ def test_more_images_than_are_looked_at_first(tmp_path, monkeypatch):
   colour = tmp_path / "cat" / "2.png"
   save(colour, pixels(7))
   assert load(tmp_path).image_shape == COLOUR
+  # Grey they would fit into memory.
+  whole = 10 * 6 * 5 * 3
+  for memory, kind in ((whole, np.ndarray), (whole - 1, Lazy), (whole // 3, Lazy)):
+    data = load(tmp_path, options=Options(memory=memory))
+    assert isinstance(data.train.images, kind) and data.image_shape == COLOUR
   # On disk those that are looked at decide; the others are brought to that.
   (images, _), *_ = folder.read(str(tmp_path), None, Options(memory=0))
   assert images.shape == (10, 6, 5, 1)
