@@ -33,7 +33,6 @@ class Outputs:
     pre_relu: {stage: float[B, h, w, c]}, what the next ReLU sees (after any edit).
     embedding: float32[B, D], the input of the head.
     bn: {path: float[B, h, w, c]}, inputs of the batch normalisations; empty unless captured.
-    aux: whatever else an architecture wants to show (attention maps, ...).
   """
 
   logits: jax.Array | None
@@ -41,7 +40,6 @@ class Outputs:
   pre_relu: dict[str, jax.Array] = struct.field(default_factory=dict)
   embedding: jax.Array | None = None
   bn: dict[str, jax.Array] = struct.field(default_factory=dict)
-  aux: dict[str, Any] = struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
-from flax.typing import Dtype, Initializer
+from flax.typing import Dtype
 
 from rkd_jax.errors import UserError
 
@@ -39,14 +39,12 @@ class BatchNorm(nn.Module):
     momentum: what the running statistics keep at each step (PyTorch calls 1 - this "momentum").
     epsilon: added to the variance.
     dtype: of the output; statistics are always computed in float32.
-    scale_init: initialiser of `scale`, e.g. zeros for the last norm of a residual branch.
   """
 
   group: int | None = None
   momentum: float = 0.9
   epsilon: float = 1e-5
   dtype: Dtype = jnp.float32
-  scale_init: Initializer = nn.initializers.ones
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -58,7 +56,7 @@ class BatchNorm(nn.Module):
     channels = (x.shape[-1],)
     mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
     var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-    scale = self.param("scale", self.scale_init, channels, jnp.float32)
+    scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
     if self.is_initializing():  # nothing may move, and the example may be smaller than a group
       return x.astype(self.dtype)

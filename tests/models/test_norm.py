@@ -86,11 +86,6 @@ def test_training_mode_without_mutable_statistics():
   np.testing.assert_allclose(y, run(norm.BatchNorm(), draw())[0])
 
 
-def test_scale_init():
-  module = norm.BatchNorm(scale_init=nn.initializers.zeros)
-  assert (module.init(jax.random.key(0), draw(), False)["params"]["scale"] == 0).all()
-
-
 def test_constant_input_has_finite_gradients():
   def total(x):
     return (run(norm.BatchNorm(), x)[0] ** 2).sum()
