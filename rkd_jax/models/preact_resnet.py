@@ -94,14 +94,14 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
     """x [B, H, W, C] -> (sum [B, H/stride, W/stride, channels], output of norm1 [B, H, W, C])."""
     conv = functools.partial(layers.conv, dtype=self.dtype)
-    normed, y, active = [], x, []
-    for i, window in enumerate(
-      layers.block_convs(self.channels, self.middle, self.stride), start=1
-    ):
-      norm = BatchNorm(self.bn_group, dtype=self.dtype, name=f"norm{i}")
-      normed.append(norm(y, train))
-      active.append(nn.relu(normed[-1]))
-      y = conv(*window, name=f"conv{i}")(active[-1])
+    norm = functools.partial(BatchNorm, self.bn_group, dtype=self.dtype)
+    first = norm(name="norm1")(x, train)
+    y = active = nn.relu(first)
+    windows = layers.block_convs(self.channels, self.middle, self.stride)
+    for i, window in enumerate(windows, start=1):
+      if i > 1:
+        y = nn.relu(norm(name=f"norm{i}")(y, train))
+      y = conv(*window, name=f"conv{i}")(y)
     if self.stride != 1 or x.shape[-1] != self.channels:
-      x = conv(self.channels, 1, self.stride, name="shortcut")(active[0])
-    return x + y, normed[0]
+      x = conv(self.channels, 1, self.stride, name="shortcut")(active)
+    return x + y, first

@@ -75,7 +75,7 @@ class Model(nn.Module):
         block = Block(*shape, self.dtype, self.bn_group, name=f"{stage}_block{i}")
         x = block(x, train)
         if i == last:
-          x = pre_relu[stage] = x if edit is None else edit(stage, x).astype(x.dtype)
+          x = pre_relu[stage] = layers.edited(edit, stage, x)
         x = nn.relu(x)
       features[stage] = x
     embedding = x.mean((1, 2), dtype=jnp.float32)
@@ -104,12 +104,9 @@ class Block(nn.Module):
     if self.stride == 1 and x.shape[-1] == self.channels:
       return x + y
     if self.shortcut == "A":
-      return _pad_channels(x[:, :: self.stride, :: self.stride], self.channels) + y
+      # Zeros on either side, as the common PyTorch checkpoints of option A expect.
+      new = self.channels - x.shape[-1]
+      x = x[:, :: self.stride, :: self.stride]
+      return layers.pad_channels(x, new // 2, new - new // 2) + y
     x = conv(1, self.stride, name="shortcut")(x)
     return norm(name="shortcut_norm")(x, train) + y
-
-
-def _pad_channels(x: jax.Array, channels: int) -> jax.Array:
-  """Zeros on either side of the last axis, as the common PyTorch checkpoints of option A expect."""
-  new = channels - x.shape[-1]
-  return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(new // 2, new - new // 2)])

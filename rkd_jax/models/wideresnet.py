@@ -65,7 +65,7 @@ class Model(nn.Module):
         x, first = block(x, train)
         if i == 0:
           normed.append(first)
-      x = features[stage] = x if edit is None else edit(stage, x).astype(x.dtype)
+      x = features[stage] = layers.edited(edit, stage, x)
     normed.append(BatchNorm(self.bn_group, dtype=self.dtype, name="norm")(x, train))
     embedding = nn.relu(normed[-1]).mean((1, 2), dtype=jnp.float32)
     logits = nn.Dense(self.classes, name="head")(embedding)
