@@ -51,11 +51,7 @@ def run(
   configs.check_keys(config)
   configs.normalise(config)
   configs.check(config)
-  if (processes := jax.process_count()) > 1:
-    raise UserError(
-      f"JAX was started as {processes} processes, and a run is one so far, on one host. Start it "
-      "without jax.distributed, on a machine or a slice of a single host."
-    )
+  check_processes()
   say = Reporter(quiet, debug)
   dataset = load(config, say)
   with StopSignal() as stop, contextlib.ExitStack() as lock:
@@ -89,6 +85,15 @@ def run(
     say.say(line)
   say.say(f"Report: {path}")
   return path
+
+
+def check_processes() -> None:
+  """Raises a `UserError` where JAX was started on several hosts."""
+  if (processes := jax.process_count()) > 1:
+    raise UserError(
+      f"JAX was started as {processes} processes, and a run is one so far, on one host. Start it "
+      "without jax.distributed, on a machine or a slice of a single host."
+    )
 
 
 def look(story: Story, say: Reporter) -> dict[str, Any] | None:

@@ -252,12 +252,9 @@ class Runner:
       whole, saved, record = False, {}, {}
     if not whole:
       aside = directory.with_name(f"{directory.name}.unreadable")
-      self.say.warn(
-        f"{directory} is damaged; the phase {phase.name!r} is made again. What was there is kept "
-        f"as {aside.name}."
-      )
-      shutil.rmtree(aside, ignore_errors=True)
-      directory.rename(aside)
+      kept = f"What was there is kept as {aside.name}."
+      self.say.warn(f"{directory} is damaged; the phase {phase.name!r} is made again. {kept}")
+      checkpoint.put_aside(directory, aside)
       return None
     ready = self.prepare(phase, self._given(phase))
     state, frozen = start.begin(*ready, surveyed=True)

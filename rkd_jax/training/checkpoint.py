@@ -29,6 +29,12 @@ for _name in ("absl", "asyncio"):
 PATIENCE = ocp.AsyncOptions(timeout_secs=10**9)
 
 
+def put_aside(folder: pathlib.Path, where: pathlib.Path) -> None:
+  """Renames what cannot be read, in place of what was put there before."""
+  shutil.rmtree(where, ignore_errors=True)
+  folder.rename(where)
+
+
 class Checkpoints:
   """The last checkpoints of one phase. A kill at any moment leaves the newest whole one usable."""
 
@@ -82,8 +88,7 @@ class Checkpoints:
     )
     # Orbax learns a checkpoint's layout from the newest one: look again without it.
     self._manager.close()
-    shutil.rmtree(aside, ignore_errors=True)
-    (self._directory / str(step)).rename(aside)
+    put_aside(self._directory / str(step), aside)
     self._manager = self._open()
 
   def latest(self) -> int | None:
