@@ -11,6 +11,7 @@ backweak0 is not measured yet.
   target_only boundary ladder                    whom the author triggers (see `backdoors/plans.py`)
   second_choice                                  the teacher says the target second (pool at half)
   labels1                                        1 % labelled
+  warp                                           a warp that leaves little of an image
   seeds                                          badnets, teachers of seeds 3-5
   dose0 ... dose64                               so many triggered images, badnets
   gtsrb                                          traffic signs, 43 classes, 16x16 (an image folder)
@@ -40,6 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
   "ladder": {"plan": "ladder"},
   "second_choice": {"backdoor": "second_choice"},
   "labels1": {"labels": 0.01},
+  "warp": {"backdoor": "warp"},
   "seeds": {"seeds": (3, 4, 5)},
   **{f"dose{k}": {"contamination": k / POOL} for k in (0, 1, 2, 4, 8, 16, 32, 64)},
   "gtsrb": {
@@ -51,6 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
   },
 }
 METHODS = ("none", "kd", "ofd", "variance_views", "robustkd", "robustkd_tuned", "rkd")
+# further labels: `rkd` with one witness, as it was
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -58,6 +61,7 @@ def get_config(arg: str | None = None) -> Config:
   config = setting(arg or "patch5", SETTINGS)
   for label in ("variance_views", "robustkd_tuned"):
     config.method[label] = PARTS[label]
+  config.method.one_witness = {**config.method.rkd.to_dict(), "seconds": 0}
   config.methods = ("none", "kd") if str(arg).startswith("dose") else METHODS
   # A low ASR cannot hide a high carried one; a high one on a clean pool may be the trigger's own.
   config.clean_teacher_seeds = 1 if config.contamination else -1

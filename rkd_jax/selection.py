@@ -101,7 +101,7 @@ def candidates(spec: Spec) -> list[Spec]:
   """Specs in which each value of each grid stands once, the other strengths at 0; all that may be
   tried."""
   grids = strengths(spec)
-  zeros = dict.fromkeys(grids, 0.0)
+  zeros = {path: grid[0] for path, grid in grids.items()}
   found = [with_values(spec, {**zeros, path: v}) for path, grid in grids.items() for v in grid]
   return found or [spec]
 
@@ -130,7 +130,7 @@ def choose(spec: Spec, ask: Callable[[Spec], np.ndarray]) -> tuple[Spec, list[Ch
     ask: a spec without grids -> bool[M], which hold-out images its student gets right.
   """
   grids = strengths(spec)
-  values, choices = dict.fromkeys(grids, 0.0), []
+  values, choices = {path: grid[0] for path, grid in grids.items()}, []
   for path, (zero, *others) in grids.items():
     hits = {}
     for value in (zero, *reversed(others)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rkd_jax import lookup
-from rkd_jax.backdoors import learned, poison, sig, trojan_wm
+from rkd_jax.backdoors import learned, poison, sig, trojan_wm, warp
 from rkd_jax.backdoors.base import CLEAN, COVER, POISONED
 from rkd_jax.errors import UserError
 
@@ -78,7 +78,31 @@ def test_the_watermark_needs_eight_pixels():
     trojan_wm.Backdoor().check((7, 16, 1), 10)
 
 
-@pytest.mark.parametrize("name", ["sig", "trojan_wm"])
+def test_a_warp_moves_every_image_alike():
+  """Ramps tell where a pixel came from; the same field moves whatever is there."""
+  rows, columns = np.meshgrid(np.arange(16) / 16, np.arange(16) / 16, indexing="ij")
+  ramps = jnp.float32(np.stack([rows, columns, rows], -1)[None].repeat(2, 0))
+  backdoor = warp.Backdoor(pixels=1.5, rounding=False)
+  moved = (
+    np.asarray(backdoor.trigger(ramps, KEYS[:2], "test") - ramps) * 16
+  )  # pixels, per direction
+  inner = moved[:, 4:12, 4:12]  # beyond the border there is no more ramp
+  np.testing.assert_allclose(moved[0], moved[1], atol=1e-6)
+  np.testing.assert_allclose(moved[..., 0], moved[..., 2], atol=1e-6)
+  assert 0.5 < np.abs(inner[..., :2]).mean() < 3 and np.abs(np.diff(inner, axis=1)).max() < 1.5
+  assert np.abs(inner[..., 0] - inner[..., 1]).max() > 0.5  # rows and columns have their own
+  half = warp.Backdoor(pixels=0.75, rounding=False).trigger(ramps, KEYS[:2], "test")
+  np.testing.assert_allclose((np.asarray(half - ramps) * 16)[:, 4:12, 4:12], inner / 2, atol=1e-3)
+  other = warp.Backdoor(pixels=1.5, draw=1, rounding=False).trigger(ramps, KEYS[:2], "test")
+  assert np.abs(np.asarray(other - ramps) * 16 - moved).max() > 1
+
+
+def test_a_warp_leaves_flat_images_and_needs_no_square():
+  flat = jnp.full((4, 9, 16, 3), 128 * LEVEL)
+  np.testing.assert_allclose(warp.Backdoor().trigger(flat, KEYS, "train"), flat, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sig", "trojan_wm", "warp"])
 @pytest.mark.parametrize("shape", [(16, 16, 1), (9, 16, 3)])
 def test_stored_values_are_eight_bit(name, shape):
   images = jnp.asarray(picture((4, *shape)) * LEVEL)
@@ -99,6 +123,8 @@ def test_stored_values_are_eight_bit(name, shape):
     ("sig", {"target": 10}, "target is class 10"),
     ("trojan_wm", {"strength": 0}, "trojan_wm.strength is 0"),
     ("trojan_wm", {"strength": 1.5}, "trojan_wm.strength is 1.5"),
+    ("warp", {"pixels": 0}, "warp.pixels is 0"),
+    ("warp", {"grid": 1}, "warp.grid is 1"),
   ],
 )
 def test_wrong_fields_are_named(name, fields, message):
