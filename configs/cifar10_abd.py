@@ -20,7 +20,8 @@ generator of half the width; ZSKT's is told what images must be like (balance, s
   python -m rkd_jax.main --config configs/cifar10_abd.py:short-cmi-sig --config.data.data_dir=DIR
 
 DIR holds CIFAR-10 as TFDS prepares it in array_record format, or the folder gtsrb32. Measured are
-short-trojan_wm and short-gtsrb-trojan_wm, two hours and more of a core each (docs/abd.md).
+short-trojan_wm, -badnets_grid, -blended and short-gtsrb-trojan_wm, two hours of a core each
+(docs/abd.md).
 """
 
 from configs import digits_abd
