@@ -37,7 +37,7 @@ class Method(base.Plugin):
   Attributes:
     within: share of the classes among which the teacher's must be for the witness, in [0, 1].
     seconds: further witnesses, other trainings on the same labels, of whom as much is asked. All
-      must agree; beside a student of the round before, so many of the seconds + 1.
+      must agree; beside a student of the round before, any one of the seconds + 1.
     student: whether one is asked: beside the witnesses where there are seconds, else alone.
     readmit: what may come back that an earlier round dropped: "always" whatever the new witness
       agrees on; "robust" what it also answers so under each of several random blends; "never".
@@ -113,9 +113,10 @@ class Method(base.Plugin):
       first = jax.lax.top_k(logits, max(1, int(within * logits.shape[-1] + 1e-9)))[1]
       return (first == answer[:, None]).any(-1)
 
-    votes = {name: agrees(name) for name in self.asked}
-    student = votes.pop("before", True)
-    return student & (sum(votes.values()) >= self.seconds + (not self.student))
+    *votes, last = map(agrees, self.asked)  # the student's, if one is asked
+    if self.student:
+      return last & jnp.stack(votes).any(0) if votes else last
+    return jnp.stack([*votes, last]).all(0)
 
   def _robust(self, key, variables, images, answer):
     """bool[B]: enough of those who are asked agree under every one of several blends."""

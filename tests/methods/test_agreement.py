@@ -116,7 +116,7 @@ def test_the_teachers_answer_is_among_the_witnesss_first(within, expected):
     ({"seconds": 2}, [T, F, F, T, F, T]),  # of three all
     ({"student": True}, [T, T, T, T, T, F]),  # the student alone, whatever the witness says
     ({"seconds": 1, "student": True}, [T, T, F, T, T, F]),  # it, and one of two
-    ({"seconds": 2, "student": True}, [T, F, F, T, T, F]),  # it, and two of three
+    ({"seconds": 2, "student": True}, [T, T, F, T, T, F]),  # it, and one of three
   ],
 )
 def test_who_must_agree(fields, expected):
