@@ -37,8 +37,10 @@ class Method(base.Plugin):
   Attributes:
     within: share of the classes among which the teacher's must be for the witness, in [0, 1].
     seconds: further witnesses, other trainings on the same labels, of whom as much is asked. All
-      must agree; beside a student of the round before, any one of the seconds + 1.
-    student: whether one is asked: beside the witnesses where there are seconds, else alone.
+      must agree.
+    sure: where there are seconds, the probability from which on a student of the round before says
+      the class, in [0, 1].
+    student: whether one is asked, in place of the witnesses.
     readmit: what may come back that an earlier round dropped: "always" whatever the new witness
       agrees on; "robust" what it also answers so under each of several random blends; "never".
     dropped: what is done with the rest: "weigh" (weight 0; still seen by BatchNorm) or "replace"
@@ -50,6 +52,7 @@ class Method(base.Plugin):
 
   within: float = 0.1
   seconds: int = 0
+  sure: float = 0.7
   student: bool = dataclasses.field(default=False, metadata=base.RECIPE)
   readmit: str = "always"
   dropped: str = "weigh"
@@ -65,6 +68,7 @@ class Method(base.Plugin):
       raise UserError(f"agreement.dropped is {self.dropped!r}; choose weigh or replace.")
     check_range("agreement.within", self.within, 0, 1)
     check_range("agreement.seconds", self.seconds, 0, 100)
+    check_range("agreement.sure", self.sure, 0, 1)
     check_range("agreement.robust_views", self.robust_views, 1, 1000)
     check_range("agreement.amplitude", self.amplitude, 0, 1)
 
@@ -74,10 +78,9 @@ class Method(base.Plugin):
 
   @property
   def asked(self) -> tuple[str, ...]:
-    """Roles: witnesses, if any, and the student of the round before."""
-    further = [f"witness{number}" for number in range(2, 2 + self.seconds)]
-    alone = ["witness", *further] if self.seconds or not self.student else []
-    return (*alone, *["before"] * self.student)
+    """Roles: the witnesses, or the student of the round before."""
+    further = (f"witness{number}" for number in range(2, 2 + self.seconds))
+    return ("before",) if self.student else ("witness", *further)
 
   def roles(self, networks):
     witness = base.Role(base.network(networks, "student"))
@@ -105,21 +108,20 @@ class Method(base.Plugin):
     return {**super().survey(key, variables, state, batch), "keep": keep}
 
   def _agrees(self, variables, images, answer):
-    """bool[B]: enough of those who are asked agree with the answer."""
+    """bool[B]: all who are asked agree with the answer."""
 
     def agrees(name):
-      within = 0.0 if name == "before" else self.within
       logits = variables[name](images, train=False)[0].logits
+      if self.student and self.seconds:
+        return jax.nn.softmax(logits)[jnp.arange(len(answer)), answer] >= self.sure
+      within = 0.0 if self.student else self.within
       first = jax.lax.top_k(logits, max(1, int(within * logits.shape[-1] + 1e-9)))[1]
       return (first == answer[:, None]).any(-1)
 
-    *votes, last = map(agrees, self.asked)  # the student's, if one is asked
-    if self.student:
-      return last & jnp.stack(votes).any(0) if votes else last
-    return jnp.stack([*votes, last]).all(0)
+    return jnp.stack([agrees(name) for name in self.asked]).all(0)
 
   def _robust(self, key, variables, images, answer):
-    """bool[B]: enough of those who are asked agree under every one of several blends."""
+    """bool[B]: all who are asked agree under every one of several blends."""
     agree = jnp.ones(answer.shape, bool)
     for one in jax.random.split(self.own(key), self.robust_views):
       blend = views.random_blend(one, images, self.amplitude)
