@@ -12,7 +12,6 @@ from flax import struct
 from rkd_jax.backdoors import base
 from rkd_jax.backdoors.base import setting
 from rkd_jax.errors import check_range
-from rkd_jax.methods import views
 
 
 @struct.dataclass
@@ -31,11 +30,17 @@ class Backdoor(base.Backdoor):
   draw: int = setting(0)
 
   def trigger(self, images: jax.Array, keys: jax.Array, mode: base.Mode) -> jax.Array:
-    field = jax.random.uniform(jax.random.key(self.draw), (self.grid, self.grid, 2), minval=-1.0)
+    height, width = images.shape[1:3]
+    field = jax.random.uniform(jax.random.key(self.draw), (2, self.grid, self.grid), minval=-1.0)
     field = self.pixels * field / jnp.abs(field).mean()
-    smooth = jax.image.resize(field, (*images.shape[1:3], 2), "cubic")
-    moved = views.displaced(images, jnp.broadcast_to(smooth, (len(images), *smooth.shape)))
-    return self.stored(moved)
+    smooth = jax.image.resize(field, (2, height, width), "cubic")  # of rows, of columns
+    places = jnp.mgrid[:height, :width] + smooth
+
+    def moved(plane):
+      return jax.scipy.ndimage.map_coordinates(plane, places, order=1, mode="nearest")
+
+    planes = jax.vmap(jax.vmap(moved))(jnp.moveaxis(images, -1, 1))
+    return self.stored(jnp.moveaxis(planes, 1, -1))
 
   def check(self, image_shape: tuple[int, int, int], classes: int) -> None:
     super().check(image_shape, classes)

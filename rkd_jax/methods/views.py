@@ -73,17 +73,11 @@ def warp(key: jax.Array, images: jax.Array, pixels: float) -> jax.Array:
   batch, height, width, _ = images.shape
   grid = pixels * jax.random.uniform(key, (batch, 4, 4, 2), minval=-1.0)
   field = jax.image.resize(grid, (batch, height, width, 2), "linear")
-  return displaced(images, field)
-
-
-def displaced(images: jax.Array, field: jax.Array) -> jax.Array:
-  """Images at every pixel's place plus the field float[B, H, W, 2] (rows, columns),
-  sampled bilinearly; beyond the border they go on as they are there."""
   return jax.vmap(_sample)(images, field).astype(images.dtype)
 
 
 def _sample(image: jax.Array, field: jax.Array) -> jax.Array:
-  """One image."""
+  """image float[H, W, C] at every pixel's place plus field float[H, W, 2] (rows, columns)."""
   height, width, _ = image.shape
   rows = jnp.clip(jnp.arange(height)[:, None] + field[..., 0], 0, height - 1)
   columns = jnp.clip(jnp.arange(width)[None, :] + field[..., 1], 0, width - 1)
