@@ -53,7 +53,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
   },
 }
 METHODS = ("none", "kd", "ofd", "variance_views", "robustkd", "robustkd_tuned", "rkd")
-# further labels: `rkd` with one witness, as it was
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -61,7 +60,6 @@ def get_config(arg: str | None = None) -> Config:
   config = setting(arg or "patch5", SETTINGS)
   for label in ("variance_views", "robustkd_tuned"):
     config.method[label] = PARTS[label]
-  config.method.one_witness = {**config.method.rkd.to_dict(), "seconds": 0}
   config.methods = ("none", "kd") if str(arg).startswith("dose") else METHODS
   # A low ASR cannot hide a high carried one; a high one on a clean pool may be the trigger's own.
   config.clean_teacher_seeds = 1 if config.contamination else -1

@@ -55,8 +55,7 @@ def get_config(arg: str | None = None) -> Config:
   for section in (config.student, config.labelled):
     section.batch_size = 128
     section.augment.update({"crop": 4, "flip": True})
-  # one strength: a grid would cost as much for each
-  config.method.rkd.update({"seconds": (0,), "base": {"amplitude": (0.25,)}})
+  config.method.rkd.base.amplitude = (0.25,)  # one strength: a grid would cost as much for each
   config.all_labels_control = False  # as long as a student more
   config.update_from_flattened_dict(SETTINGS[arg])
   return config
