@@ -1,8 +1,8 @@
 """A fixed smooth warp of the whole image: the trigger of WaNet (Nguyen and Tran 2021).
 
-arXiv:2102.10369, equations 4 to 6, without its noise mode (images warped otherwise that keep their
-labels). Nothing is added to an image, and a strong warp leaves little of it: networks that do not
-know it then name some class by chance.
+arXiv:2102.10369, without its noise mode (images warped otherwise that keep their labels). Nothing
+is added to an image, and a strong warp leaves little of it: networks that do not know it then name
+some class by chance.
 """
 
 import jax

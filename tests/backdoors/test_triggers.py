@@ -83,9 +83,7 @@ def test_a_warp_moves_every_image_alike():
   rows, columns = np.meshgrid(np.arange(16) / 16, np.arange(16) / 16, indexing="ij")
   ramps = jnp.float32(np.stack([rows, columns, rows], -1)[None].repeat(2, 0))
   backdoor = warp.Backdoor(pixels=1.5, rounding=False)
-  moved = (
-    np.asarray(backdoor.trigger(ramps, KEYS[:2], "test") - ramps) * 16
-  )  # pixels, per direction
+  moved = np.asarray(backdoor.trigger(ramps, KEYS[:2], "test") - ramps) * 16  # in pixels
   inner = moved[:, 4:12, 4:12]  # beyond the border there is no more ramp
   np.testing.assert_allclose(moved[0], moved[1], atol=1e-6)
   np.testing.assert_allclose(moved[..., 0], moved[..., 2], atol=1e-6)
