@@ -53,6 +53,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
   },
 }
 METHODS = ("none", "kd", "ofd", "variance_views", "robustkd", "robustkd_tuned", "rkd")
+# further labels: `rkd` without its further witnesses, without its warp, and without both, as it was
+WITHOUT = {
+  "one_witness": {"seconds": (0,)},
+  "random_blend": {"base": {"view": "random_blend"}},
+  "rkd_before": {"seconds": (0,), "base": {"view": "random_blend"}},
+}
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -60,6 +66,9 @@ def get_config(arg: str | None = None) -> Config:
   config = setting(arg or "patch5", SETTINGS)
   for label in ("variance_views", "robustkd_tuned"):
     config.method[label] = PARTS[label]
+  for label, less in WITHOUT.items():
+    config.method[label] = config.method.rkd.to_dict()
+    config.method[label].update(less)
   config.methods = ("none", "kd") if str(arg).startswith("dose") else METHODS
   # A low ASR cannot hide a high carried one; a high one on a clean pool may be the trigger's own.
   config.clean_teacher_seeds = 1 if config.contamination else -1

@@ -55,7 +55,9 @@ def get_config(arg: str | None = None) -> Config:
   for section in (config.student, config.labelled):
     section.batch_size = 128
     section.augment.update({"crop": 4, "flip": True})
-  config.method.rkd.base.amplitude = (0.25,)  # one strength: a grid would cost as much for each
+  # One strength: a grid would cost as much for each. One witness and no warp: as it was measured.
+  blends = {"view": "random_blend", "amplitude": (0.25,)}
+  config.method.rkd.update({"seconds": (0,), "base": blends})
   config.all_labels_control = False  # as long as a student more
   config.update_from_flattened_dict(SETTINGS[arg])
   return config

@@ -22,7 +22,13 @@ RKD = {
   "name": "agreement",
   "rounds": 2,
   "within": 0.1,
-  "base": {"name": "consistency", "amplitude": (0.0, 0.25, 0.5), "base": "kd"},
+  "seconds": (0, 2),
+  "base": {
+    "name": "consistency",
+    "view": "warped_blend",
+    "amplitude": (0.0, 0.25, 0.5),
+    "base": "kd",
+  },
 }
 DTYPES = ("float32", "bfloat16")  # of the computation
 FREE = ("method", "trigger", "networks", "optimizers")  # sections with keys of one's own

@@ -28,10 +28,7 @@ def none(setup: Setup) -> Phases:
 
 
 def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
-  """A witness from the labelled part, then rounds of agreement, each student the next witness.
-
-  `within` is for the first witness; those that the teacher taught are asked for the first class
-  alone.
+  """Witnesses from the labelled part, then rounds of agreement, each student asked in the next.
 
   Args:
     rounds: how many, >= 1; the last one's student is the run's.
@@ -40,14 +37,15 @@ def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
     raise UserError(f"agreement.rounds is {rounds}; it must be at least 1.")
   spec = {"name": "agreement", **fields}
   phases, given = groundwork(setup, spec)
-  last = phases["witness"] = setup.alone()
+  method: Any = make_method(spec)
+  alone = {name: setup.alone(number=n) for n, name in enumerate(method.asked, 1)}
+  phases, ask = {**phases, **alone}, {name: phase["student"] for name, phase in alone.items()}
   for number in range(1, rounds + 1):
-    given["witness"] = last["student"]
-    method = make_method(spec if number == 1 else {**spec, "within": 0.0})
     # The last round's random numbers are those of every method's student: a paired comparison.
     name = "student" if number == rounds else f"round{number}"
-    last = phases[name] = setup.student(name, method, given)
-    given["kept"] = last["keep"]
+    last = phases[name] = setup.student(name, method, given | {r: ask[r] for r in method.asked})
+    ask["before"], given["kept"] = last["student"], last["keep"]
+    method = make_method({**spec, "student": True})
   return phases
 
 
@@ -231,6 +229,7 @@ def fields(name: str) -> dict[str, Any]:
     recipe = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
   if is_method(name):
     own = [f for f in dataclasses.fields(lookup.load("methods", name)) if f.init]
+    own = [f for f in own if not f.metadata.get("recipe")]
     own = [f for f in own if f.name != "target"]  # an attack's is `config.target`
   method = {f.name: f.default for f in own if f.default is not dataclasses.MISSING}
   return method | recipe | nested(name)

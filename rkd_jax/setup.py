@@ -223,10 +223,12 @@ class Setup:
       return self.repaired
     return self.benign["student"] if self.clean_teacher else self.planted
 
-  def alone(self, part: str = "labelled") -> Phase:
-    """A student that never meets a teacher: the baseline, and the first witness."""
+  def alone(self, part: str = "labelled", number: int = 1) -> Phase:
+    """A student that never meets a teacher: the baseline, and the first witness. `number`: above 1,
+    another training of it."""
     section = "student" if part == "clean" else "labelled"
-    return self.phase(f"alone-{part}", make_method({"name": "supervised"}), part, section)
+    name = f"alone-{part}" + (f"-{number}" if number > 1 else "")
+    return self.phase(name, make_method({"name": "supervised"}), part, section)
 
   def student(self, name: str, method: Method, given: Mapping[str, Delivery]) -> Phase:
     """A student of the teacher, on the data that its method wants."""

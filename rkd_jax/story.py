@@ -176,7 +176,8 @@ class Story:
       yield f"none/{labels:g}", network
     for label, kind in itertools.product(self.specs, self.kinds):
       for name, network in self.students[label, kind].items():
-        yield f"{label}/{name}/{kind}", network
+        if name in self.students[label, "poisoned"]:  # else of other strengths: compared with none
+          yield f"{label}/{name}/{kind}", network
 
   def pool(self) -> tuple[np.ndarray, np.ndarray]:
     """bool[M] each: which pool images carry the trigger, and which belong to another class than its

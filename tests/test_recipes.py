@@ -70,21 +70,36 @@ def test_a_method_without_a_recipe_is_one_phase_on_the_pool():
 
 def test_agreements_rounds():
   made = phases(method__agreement__rounds=3)
-  within = [made[name].method.within for name in ("round1", "round2", "student")]
-  assert within == [0.1, 0.0, 0.0]  # a student of the teacher may say the trigger's class second
   assert list(made) == ["witness", "round1", "round2", "student"]
   assert made["witness"] == phases("none")["student"]  # trained once for both
   given = {name: dict(made[name].given) for name in made}
   assert set(given["round1"]) == {"teacher", "witness"}
-  for name, before in (("round1", "witness"), ("round2", "round1"), ("student", "round2")):
-    assert given[name]["witness"] == made[before]["student"]
-    if before != "witness":
-      assert given[name]["kept"] == made[before]["keep"]
+  assert given["round1"]["witness"] == made["witness"]["student"]
+  for name, before in (("round2", "round1"), ("student", "round2")):
+    assert set(given[name]) == {"teacher", "before", "kept"}
+    assert given[name]["before"] == made[before]["student"]
+    assert given[name]["kept"] == made[before]["keep"]
+  assert [made[name].method.student for name in ("round1", "round2", "student")] == [0, 1, 1]
   assert len({given[name]["teacher"] for name in given if name != "witness"}) == 1
   # the last round draws as every other method's student does: a paired comparison
   assert made["student"].name == phases("kd")["student"].name != made["round2"].name
   assert isinstance(made["student"].method, agreement.Method)
   assert list(phases(method__agreement__rounds=1)) == ["witness", "student"]
+
+
+def test_further_witnesses_learn_from_the_same_labels_and_are_asked_in_the_first_round():
+  made = phases(method__agreement__seconds=2)
+  witnesses = ["witness", "witness2", "witness3"]
+  assert list(made) == [*witnesses, "round1", "student"]
+  assert made["witness"] == phases("none")["student"]
+  alone = [made[name] for name in witnesses]
+  assert {phase.part for phase in alone} == {"labelled"} and not any(p.given for p in alone)
+  assert len({phase.seed for phase in alone}) == 1 and len({phase.key for phase in alone}) == 3
+  assert len({phase.name for phase in alone}) == 3  # what a phase draws depends on its name
+  given = dict(made["round1"].given)
+  assert [given[who] for who in witnesses] == [phase["student"] for phase in alone]
+  assert set(given) == {"teacher", *witnesses}
+  assert set(dict(made["student"].given)) == {"teacher", "before", "kept"}
 
 
 def test_its_fields_reach_the_method_and_its_base():
@@ -167,7 +182,7 @@ def test_both_variants_can_be_made(variant):
 def test_what_a_method_is_in_its_own_words():
   assert recipes.told(resolved("kd")).startswith("Knowledge distillation (Hinton,")
   said = recipes.told(resolved("rkd"))
-  assert said.startswith("agreement around consistency around kd. A witness from the labelled part")
+  assert said.startswith("agreement around consistency around kd. Witnesses from the labelled")
   assert recipes.told({"name": "none"}) == "No teacher: supervised on the labelled part."
 
 
@@ -176,8 +191,8 @@ def test_rkd_is_agreement_around_consistency():
   grids = selection.strengths(spec)
   assert [spec["name"], spec["base"]["name"]] == ["agreement", "consistency"]
   assert spec["base"]["base"]["name"] == "kd" == recipes.innermost(spec)["name"]
-  made = recipes.phases(setup(), selection.with_values(spec, dict.fromkeys(grids, 0.0)))
-  assert list(made) == ["witness", "round1", "student"]
+  made = recipes.phases(setup(), selection.with_values(spec, dict.fromkeys(grids, 0)))
+  assert list(made) == ["witness", "witness2", "witness3", "round1", "student"]
   method = made["student"].method
   assert isinstance(method, agreement.Method) and isinstance(method.base, consistency.Method)
   assert method.base.base == kd.Method(alpha=0.3)
@@ -292,7 +307,7 @@ def test_a_method_added_at_run_time_needs_no_entry(tmp_path, monkeypatch):
 def test_fields_of_a_recipe_and_its_method():
   found = recipes.fields("agreement")
   assert found["rounds"] == 2 and found["base"] == "kd"
-  own = {f.name for f in dataclasses.fields(agreement.Method)} - {"base"}
+  own = {f.name for f in dataclasses.fields(agreement.Method)} - {"base", "student"}
   assert set(found) == {*own, "rounds", "base"}
   assert recipes.fields("none") == {}
 
@@ -304,6 +319,7 @@ def test_fields_of_a_recipe_and_its_method():
     ({"method__agreement__base": "nothing"}, "No method is called 'nothing'"),
     ({"method__agreement__base": "agreement"}, "wraps itself"),
     ({"method__agreement__rounds": 0}, "rounds is 0"),
+    ({"method__agreement__seconds": -1}, "seconds is -1"),
     ({"method__agreement__readmit": "perhaps"}, "readmit"),
   ],
 )

@@ -181,3 +181,31 @@ def test_a_holdout_too_small_for_the_rule_is_said_before_any_training(tmp_path):
   with pytest.raises(UserError, match=r"blend chooses a strength .* has 90 images"):
     run(tmp_path / "run", holdout=90)
   assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("chosen", [(1, 0), (0, 1)])
+def test_a_clean_teachers_student_may_choose_other_networks(tmp_path, monkeypatch, chosen):
+  """One has a second witness, the other has none: what both have is compared."""
+  found = quickstart.get_config("smoke")
+  found.data.update({"train": float(TRAIN), "holdout": float(HOLDOUT)})
+  found.update({"devices": 1, "clean_teacher_seeds": 1, "all_labels_control": False})
+  found.method.two = {"name": "agreement", "seconds": (0, 1)}
+  found.methods = ("two",)
+  turns = iter(chosen)  # the poisoned teacher's student first
+  choose = selection.choose
+
+  def takes(spec, ask):
+    value = next(turns)
+    with monkeypatch.context() as patch:
+      patch.setattr(selection, "largest", lambda hits: value)
+      return choose(spec, ask)
+
+  monkeypatch.setattr(selection, "choose", takes)
+  experiment.run(found.lock(), tmp_path / "run", "two", quiet=True)
+  wrong = evidence.check(tmp_path / "run").differences
+  assert all("by the rule" in line for line in wrong), wrong  # it is not the rule that chose
+  document, arrays = read(tmp_path / "run")
+  poisoned, clean = (f"two/witness2/{kind}:clean" in arrays for kind in ("poisoned", "clean"))
+  assert poisoned == (chosen == (1, 0)) and not clean
+  (carried,) = (cell for cell in document["cells"] if cell["metric"] == "carried_asr")
+  assert carried["value"] is not None

@@ -79,11 +79,11 @@ def test_strengths_are_chosen_one_after_another_and_those_not_yet_chosen_are_zer
 
 def test_a_strength_of_whole_numbers_stays_one_while_others_are_chosen():
   seen = []
-  grids = {**spec((0.0, 0.5)), "name": "finetune", "epochs": (0, 20)}
-  found, _ = selection.choose(grids, lambda one: seen.append(one["epochs"]) or right(0.9))
-  candidates = [one["epochs"] for one in selection.candidates(grids)]
-  assert (seen, found["epochs"], candidates) == ([0, 0, 0, 20], 20, [0, 0, 0, 20])
-  assert {type(value) for value in (*seen, *candidates, found["epochs"])} == {int}
+  grids = {**spec((0.0, 0.5)), "seconds": (0, 2)}
+  found, _ = selection.choose(grids, lambda one: seen.append(one["seconds"]) or right(0.9))
+  candidates = [one["seconds"] for one in selection.candidates(grids)]
+  assert (seen, found["seconds"], candidates) == ([0, 0, 0, 2], 2, [0, 0, 0, 2])
+  assert {type(value) for value in (*seen, *candidates, found["seconds"])} == {int}
 
 
 def test_what_is_not_tried_would_change_nothing():

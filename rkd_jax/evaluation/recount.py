@@ -100,8 +100,13 @@ def student(arrays: Arrays, one: Comparison) -> Student:
   label, networks = one["label"], one["networks"]
   if f"{label}:clean" in arrays:  # one that was trained on some labels alone: no more to tell
     return Student(one["fields"], {"student": answers(arrays, label)})
+  # a clean teacher's student may have chosen other strengths, and so have fewer networks
   found = {
-    kind: {name: answers(arrays, f"{label}/{name}/{kind}") for name in networks}
+    kind: {
+      name: answers(arrays, f"{label}/{name}/{kind}")
+      for name in networks
+      if kind == "poisoned" or f"{label}/{name}/{kind}:clean" in arrays
+    }
     for kind in kinds(arrays)
   }
   kept = {name: arrays[at] for name in networks if (at := f"{label}/{name}:kept") in arrays}

@@ -3,8 +3,9 @@
 A plug-in that adds one term. "random_blend" is Soft-Randomization (Arani et al. 2019) with a shared
 pattern; "universal" uses the worst universal perturbation found so far (UAP training, Shafahi et
 al. 2020); "occlusion" shows a piece of another image (CutMix, Yun et al. 2019); "warp" bends the
-image (WaNet, Nguyen and Tran 2021). It lowers the rate at which strong patterns fool a student; it
-does not undo a wrong label that the teacher gives to a triggered image of the pool.
+image (WaNet, Nguyen and Tran 2021); "warped_blend" blends into what was bent. It lowers the rate at
+which strong patterns fool a student; it does not undo a wrong label that the teacher gives to a
+triggered image of the pool.
 """
 
 import dataclasses
@@ -23,6 +24,13 @@ VIEWS = {
   "universal": "radius",
   "occlusion": "amplitude",
   "warp": "pixels",
+  "warped_blend": "amplitude",
+}
+DRAWN = {
+  "random_blend": views.random_blend,
+  "occlusion": views.occlude,
+  "warp": views.warp,
+  "warped_blend": views.warped_blend,
 }
 
 
@@ -33,7 +41,7 @@ class Method(base.Plugin):
   At strength 0 x' is x, and the term is still there: around `kd` the KL counts about twice.
 
   Attributes:
-    view: how x' is made: "random_blend", "universal", "occlusion" or "warp".
+    view: how x' is made: "random_blend", "universal", "occlusion", "warp" or "warped_blend".
     weight: of the term, >= 0.
     temperature: of the KL divergence.
     amplitude: largest share of the pattern in a blend, or of an image's area that the rectangle
@@ -94,15 +102,9 @@ class Method(base.Plugin):
       state = {**state, "perturbation": self._worse(divergence, images, state, key, step)}
       aux = dataclasses.replace(aux, state=state)
     else:
-      seen = self._seen(self.own(key), images)
+      seen = DRAWN[self.view](self.own(key), images, getattr(self, VIEWS[self.view]))
     value = divergence(seen)
     return {**terms, "consistency": (self.weight * value, jnp.ones_like(value))}, aux
-
-  def _seen(self, key, images):
-    if self.view == "warp":
-      return views.warp(key, images, self.pixels)
-    view = views.occlude if self.view == "occlusion" else views.random_blend
-    return view(key, images, self.amplitude)
 
   def _worse(self, divergence, images, state, key, step):
     """The perturbation after one ascent step on the student as it is; drawn anew now and then."""

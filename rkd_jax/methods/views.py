@@ -93,6 +93,18 @@ def _sample(image: jax.Array, field: jax.Array) -> jax.Array:
   return upper + down * (lower - upper)
 
 
+def warped_blend(key: jax.Array, images: jax.Array, amplitude: float) -> jax.Array:
+  """A random blend of the warped image; moved by at most amplitude / 4 of the shorter side.
+
+  Args:
+    images: float[B, H, W, C] in [0, 1].
+    amplitude: largest share of the pattern, in [0, 1].
+  """
+  bend, blend = jax.random.split(key)
+  pixels = amplitude / 4 * min(images.shape[1:3])
+  return random_blend(blend, warp(bend, images, pixels), amplitude)
+
+
 def shift(images: jax.Array, perturbation: jax.Array) -> jax.Array:
   """images + perturbation float[H, W, C], clipped to [0, 1]."""
   return jnp.clip(images + perturbation[None], 0, 1)

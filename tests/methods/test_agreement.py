@@ -59,12 +59,13 @@ def asked(monkeypatch):
   return amplitudes
 
 
-def surveyed(method, witness, teacher, labels, before, shaky=()):
+def surveyed(method, witness, teacher, labels, before, shaky=(), others=None):
   """keep[N] after a survey of N images in two batches, the second padded."""
   size = len(labels)
   bound = lambda answers, shaky=(): small.Bound(Table(tuple(answers), shaky), {})  # noqa: E731
   variables = {
     "witness": bound(witness, shaky), "teacher": bound(teacher), "kept": jnp.asarray(before),
+    **{role: bound(answers) for role, answers in (others or {}).items()},
   }  # fmt: skip
   pictures = np.zeros((size, 8, 8, 1), np.float32)
   pictures[:, 1, 1, 0] = np.arange(size) / 255
@@ -105,6 +106,35 @@ def test_the_teachers_answer_is_among_the_witnesss_first(within, expected):
   """Of three classes one is asked for, two from within = 2/3 on: 2's witness says 2, then 0."""
   found = surveyed(plugin(within=within), WITNESS, [0, 1, 0, 1, 1, 0], LABELS, BEFORE)
   assert found == [T, T, expected, T, T, T]
+
+
+@pytest.mark.parametrize(
+  ("fields", "expected"),
+  [
+    ({}, [T, T, F, T, T, T]),
+    ({"seconds": 1}, [T, F, F, T, T, T]),  # of two both
+    ({"seconds": 2}, [T, F, F, T, F, T]),  # of three all
+    ({"student": True}, [T, T, T, T, T, F]),  # the student alone, whatever witnesses say
+    ({"student": True, "seconds": 2, "sure": 0.5}, [T, T, T, T, T, F]),  # it, at .58 or .21
+    ({"student": True, "seconds": 2, "sure": 0.6}, [F, F, F, T, F, F]),
+  ],
+)
+def test_who_must_agree(fields, expected):
+  others = {"witness2": [0, 0, 2, 0, 1, 0], "witness3": [0, 0, 2, 0, 2, 0]}
+  others["before"] = [0, 1, 1, 2, 1, 1]  # its logit is 1, the others' are 0
+  method = plugin(**fields)
+  assert surveyed(method, WITNESS, TEACHER, LABELS, [T] * 6, others=others) == expected
+  named = set(method.roles(small.NETWORKS)) - {"teacher", "student", "kept"}
+  assert named == set(method.asked) <= {"witness", *others}
+
+
+def test_a_student_is_asked_for_the_first_class_whatever_is_asked_of_witnesses():
+  """Of three classes two are asked of witnesses; a student's second is none."""
+  others = {"before": WITNESS}
+  for student, second in ((False, T), (True, F)):
+    method = plugin(within=0.7, student=student)
+    found = surveyed(method, WITNESS, [0, 1, 0, 1, 1, 0], LABELS, BEFORE, others=others)
+    assert found == [T, T, second, T, T, T]
 
 
 def test_who_was_dropped_is_asked_under_blends_of_the_methods_own_strength(asked):
@@ -279,6 +309,8 @@ def test_the_whole_phase_delivers_student_and_keep():
     {"amplitude": 2},
     {"robust_views": 0},
     {"within": 2},
+    {"seconds": -1},
+    {"sure": 1.1},
   ],
 )
 def test_wrong_fields_are_named(wrong):

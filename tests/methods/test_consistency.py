@@ -16,7 +16,12 @@ from rkd_jax.methods import consistency, kd, views
 KEY = jax.random.key(5)
 
 
-DRAWN = {"random_blend": views.random_blend, "occlusion": views.occlude, "warp": views.warp}
+DRAWN = {
+  "random_blend": views.random_blend,
+  "occlusion": views.occlude,
+  "warp": views.warp,
+  "warped_blend": views.warped_blend,
+}
 
 
 def world():
