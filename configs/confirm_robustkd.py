@@ -50,6 +50,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "data.holdout": 0.1,
     "student.augment.crop": 2,
     "teacher.augment.crop": 2,
+    "method.rkd.seconds": (0,),  # as it was measured
+    "method.rkd.base.view": "random_blend",
   },
 }
 METHODS = ("none", "kd", "ofd", "variance_views", "robustkd", "robustkd_tuned", "rkd")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rkd_jax import lookup
-from rkd_jax.errors import UserError, nearest
+from rkd_jax.errors import UserError, check_range, nearest
 from rkd_jax.methods.base import Method, Plugin
 from rkd_jax.phases import Config, Delivery, Phase
 from rkd_jax.setup import Setup, Spec, make_method
@@ -27,25 +27,32 @@ def none(setup: Setup) -> Phases:
   return {"student": setup.alone()}
 
 
-def agreement(setup: Setup, *, rounds: int = 2, **fields: Any) -> Phases:
-  """Witnesses from the labelled part, then rounds of agreement, each student asked in the next.
+def agreement(setup: Setup, *, rounds: int = 2, sure: float = 0.7, **fields: Any) -> Phases:
+  """Witnesses from the labelled part, then rounds of agreement, each student the next witness.
+
+  `within` and `seconds` are for the first round: a student that the teacher taught is asked alone,
+  and for the first class.
 
   Args:
     rounds: how many, >= 1; the last one's student is the run's.
+    sure: where there are `seconds`, the probability with which a round's student must say the class
+      in the next, in [0, 1].
   """
   if rounds < 1:
     raise UserError(f"agreement.rounds is {rounds}; it must be at least 1.")
+  check_range("agreement.sure", sure, 0, 1)
   spec = {"name": "agreement", **fields}
+  later = {**spec, "within": 0.0, "seconds": 0, "sure": sure if spec.get("seconds") else 0.0}
   phases, given = groundwork(setup, spec)
   method: Any = make_method(spec)
-  alone = {name: setup.alone(number=n) for n, name in enumerate(method.asked, 1)}
-  phases, ask = {**phases, **alone}, {name: phase["student"] for name, phase in alone.items()}
+  alone = {role: setup.alone(number=n) for n, role in enumerate(method.witnesses, 1)}
+  phases, asked = {**phases, **alone}, {role: phase["student"] for role, phase in alone.items()}
   for number in range(1, rounds + 1):
     # The last round's random numbers are those of every method's student: a paired comparison.
     name = "student" if number == rounds else f"round{number}"
-    last = phases[name] = setup.student(name, method, given | {r: ask[r] for r in method.asked})
-    ask["before"], given["kept"] = last["student"], last["keep"]
-    method = make_method({**spec, "student": True})
+    last = phases[name] = setup.student(name, method, {**given, **asked})
+    asked, given["kept"] = {"witness": last["student"]}, last["keep"]
+    method = make_method(later)
   return phases
 
 
@@ -229,7 +236,6 @@ def fields(name: str) -> dict[str, Any]:
     recipe = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
   if is_method(name):
     own = [f for f in dataclasses.fields(lookup.load("methods", name)) if f.init]
-    own = [f for f in own if not f.metadata.get("recipe")]
     own = [f for f in own if f.name != "target"]  # an attack's is `config.target`
   method = {f.name: f.default for f in own if f.default is not dataclasses.MISSING}
   return method | recipe | nested(name)

@@ -76,10 +76,12 @@ def test_agreements_rounds():
   assert set(given["round1"]) == {"teacher", "witness"}
   assert given["round1"]["witness"] == made["witness"]["student"]
   for name, before in (("round2", "round1"), ("student", "round2")):
-    assert set(given[name]) == {"teacher", "before", "kept"}
-    assert given[name]["before"] == made[before]["student"]
+    assert set(given[name]) == {"teacher", "witness", "kept"}
+    assert given[name]["witness"] == made[before]["student"]
     assert given[name]["kept"] == made[before]["keep"]
-  assert [made[name].method.student for name in ("round1", "round2", "student")] == [0, 1, 1]
+  methods = [made[name].method for name in ("round1", "round2", "student")]
+  # a student of the teacher may say the trigger's class second
+  assert [(m.within, m.sure) for m in methods] == [(0.1, 0.0), (0.0, 0.0), (0.0, 0.0)]
   assert len({given[name]["teacher"] for name in given if name != "witness"}) == 1
   # the last round draws as every other method's student does: a paired comparison
   assert made["student"].name == phases("kd")["student"].name != made["round2"].name
@@ -99,7 +101,9 @@ def test_further_witnesses_learn_from_the_same_labels_and_are_asked_in_the_first
   given = dict(made["round1"].given)
   assert [given[who] for who in witnesses] == [phase["student"] for phase in alone]
   assert set(given) == {"teacher", *witnesses}
-  assert set(dict(made["student"].given)) == {"teacher", "before", "kept"}
+  assert set(dict(made["student"].given)) == {"teacher", "witness", "kept"}
+  asked = [(m.seconds, m.sure) for m in (made[name].method for name in ("round1", "student"))]
+  assert asked == [(2, 0.0), (0, 0.7)]
 
 
 def test_its_fields_reach_the_method_and_its_base():
@@ -307,7 +311,7 @@ def test_a_method_added_at_run_time_needs_no_entry(tmp_path, monkeypatch):
 def test_fields_of_a_recipe_and_its_method():
   found = recipes.fields("agreement")
   assert found["rounds"] == 2 and found["base"] == "kd"
-  own = {f.name for f in dataclasses.fields(agreement.Method)} - {"base", "student"}
+  own = {f.name for f in dataclasses.fields(agreement.Method)} - {"base"}
   assert set(found) == {*own, "rounds", "base"}
   assert recipes.fields("none") == {}
 
@@ -320,6 +324,7 @@ def test_fields_of_a_recipe_and_its_method():
     ({"method__agreement__base": "agreement"}, "wraps itself"),
     ({"method__agreement__rounds": 0}, "rounds is 0"),
     ({"method__agreement__seconds": -1}, "seconds is -1"),
+    ({"method__agreement__sure": 2.0}, "sure is 2"),
     ({"method__agreement__readmit": "perhaps"}, "readmit"),
   ],
 )

@@ -1,12 +1,12 @@
-"""Agreement: teach only what a witness that never met the teacher would also say.
+"""Agreement: teach only what witnesses that never met the teacher would also say.
 
-A plug-in. Examples of the pool on which the witness and the teacher disagree get weight 0.
+A plug-in. Examples of the pool on which a witness and the teacher disagree get weight 0.
 Filtering by a second classifier is Brodley and Friedl's (1999); comparing a teacher with its own
-student Yoshida and Fujino's (2020). Here the witness is independent of the teacher, the filtered
+student Yoshida and Fujino's (2020). Here the witnesses are independent of the teacher, the filtered
 data are those of the distillation, and each round's student is the next round's witness.
 
 Where a trigger leaves little of an image, a witness names the target class by chance, and the few
-images that pass so teach the trigger. `seconds` makes that rare (docs/robustkd.md).
+images that pass so teach the trigger; several witnesses make that rare (docs/robustkd.md).
 
 It cannot see triggered images of the target class itself, triggers that also fool the witness, or a
 witness that learned from poisoned labels.
@@ -31,29 +31,25 @@ class Method(base.Plugin):
   Of K classes the teacher's must be among the max(1, floor(within K)) that the witness finds
   likeliest. One that learned from few labels and never met the teacher often says the right class
   second or third of many, and knows of no trigger: it lets about that share of triggered images
-  pass. For a student of the teacher the trigger's class may be the second: it must say the class
-  first.
+  pass. For a student of the teacher the trigger's class may be the second: ask it with within = 0.
 
   Attributes:
-    within: share of the classes among which the teacher's must be for the witness, in [0, 1].
-    seconds: further witnesses, other trainings on the same labels, of whom as much is asked. All
-      must agree.
-    sure: where there are seconds, the probability from which on a student of the round before says
-      the class, in [0, 1].
-    student: whether one is asked, in place of the witnesses.
+    within: share of the classes among which the teacher's must be for a witness, in [0, 1].
+    seconds: further witnesses, all of whom must agree as well; a whole number >= 0. Each costs
+      clean images, the weaker they are the more.
+    sure: probability that a witness must give the teacher's class besides, in [0, 1].
     readmit: what may come back that an earlier round dropped: "always" whatever the new witness
       agrees on; "robust" what it also answers so under each of several random blends; "never".
     dropped: what is done with the rest: "weigh" (weight 0; still seen by BatchNorm) or "replace"
       (by kept examples of the same batch, so that BatchNorm sees them alone).
     robust_views: how many blends, >= 1.
-    amplitude: theirs. More than a student was taught to bear costs clean images and lets no fewer
+    amplitude: theirs. More than a witness was taught to bear costs clean images and lets no fewer
       triggered ones back (docs/robustkd.md#what-comes-back).
   """
 
   within: float = 0.1
   seconds: int = 0
-  sure: float = 0.7
-  student: bool = dataclasses.field(default=False, metadata=base.RECIPE)
+  sure: float = 0.0
   readmit: str = "always"
   dropped: str = "weigh"
   robust_views: int = 8
@@ -66,6 +62,8 @@ class Method(base.Plugin):
       raise UserError(f"agreement.readmit is {self.readmit!r}; choose one of {', '.join(READMIT)}.")
     if self.dropped not in ("weigh", "replace"):
       raise UserError(f"agreement.dropped is {self.dropped!r}; choose weigh or replace.")
+    if not isinstance(self.seconds, int):
+      raise UserError(f"agreement.seconds is {self.seconds!r}; it counts networks: 0, 1, 2, ...")
     check_range("agreement.within", self.within, 0, 1)
     check_range("agreement.seconds", self.seconds, 0, 100)
     check_range("agreement.sure", self.sure, 0, 1)
@@ -77,14 +75,12 @@ class Method(base.Plugin):
     return self.base.cacheable  # replaced rows keep image and index together
 
   @property
-  def asked(self) -> tuple[str, ...]:
-    """Roles: the witnesses, or the student of the round before."""
-    further = (f"witness{number}" for number in range(2, 2 + self.seconds))
-    return ("before",) if self.student else ("witness", *further)
+  def witnesses(self) -> tuple[str, ...]:
+    """Their roles."""
+    return ("witness", *(f"witness{number}" for number in range(2, 2 + self.seconds)))
 
   def roles(self, networks):
-    witness = base.Role(base.network(networks, "student"))
-    asked = dict.fromkeys(self.asked, witness)
+    asked = dict.fromkeys(self.witnesses, base.Role(base.network(networks, "student")))
     kept = base.Role(init=lambda key, made, example: jnp.ones(example.size, bool))
     return {**super().roles(networks), **asked, "kept": kept}
 
@@ -108,20 +104,18 @@ class Method(base.Plugin):
     return {**super().survey(key, variables, state, batch), "keep": keep}
 
   def _agrees(self, variables, images, answer):
-    """bool[B]: all who are asked agree with the answer."""
+    """bool[B]: the answer is among the likeliest of every witness, with `sure` at least."""
 
     def agrees(name):
       logits = variables[name](images, train=False)[0].logits
-      if self.student and self.seconds:
-        return jax.nn.softmax(logits)[jnp.arange(len(answer)), answer] >= self.sure
-      within = 0.0 if self.student else self.within
-      first = jax.lax.top_k(logits, max(1, int(within * logits.shape[-1] + 1e-9)))[1]
-      return (first == answer[:, None]).any(-1)
+      first = jax.lax.top_k(logits, max(1, int(self.within * logits.shape[-1] + 1e-9)))[1]
+      probability = jax.nn.softmax(logits)[jnp.arange(len(answer)), answer]
+      return (first == answer[:, None]).any(-1) & (probability >= self.sure)
 
-    return jnp.stack([agrees(name) for name in self.asked]).all(0)
+    return jnp.stack([agrees(name) for name in self.witnesses]).all(0)
 
   def _robust(self, key, variables, images, answer):
-    """bool[B]: all who are asked agree under every one of several blends."""
+    """bool[B]: the same under every one of several blends."""
     agree = jnp.ones(answer.shape, bool)
     for one in jax.random.split(self.own(key), self.robust_views):
       blend = views.random_blend(one, images, self.amplitude)

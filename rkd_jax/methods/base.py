@@ -100,9 +100,6 @@ class Aux:
   metrics: dict[str, Any] = struct.field(default_factory=dict)
 
 
-RECIPE = {"recipe": True}  # metadata of a field that a recipe sets, and no config
-
-
 @dataclasses.dataclass(frozen=True)
 class Method:
   """Base of all methods; see the module's docstring.

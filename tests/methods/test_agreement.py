@@ -114,27 +114,24 @@ def test_the_teachers_answer_is_among_the_witnesss_first(within, expected):
     ({}, [T, T, F, T, T, T]),
     ({"seconds": 1}, [T, F, F, T, T, T]),  # of two both
     ({"seconds": 2}, [T, F, F, T, F, T]),  # of three all
-    ({"student": True}, [T, T, T, T, T, F]),  # the student alone, whatever witnesses say
-    ({"student": True, "seconds": 2, "sure": 0.5}, [T, T, T, T, T, F]),  # it, at .58 or .21
-    ({"student": True, "seconds": 2, "sure": 0.6}, [F, F, F, T, F, F]),
+    ({"sure": 0.5}, [T, T, F, T, T, T]),  # a logit of 1 beside two of 0: .58
+    ({"sure": 0.6}, [F, F, F, T, F, F]),  # whose label is known stays
   ],
 )
 def test_who_must_agree(fields, expected):
   others = {"witness2": [0, 0, 2, 0, 1, 0], "witness3": [0, 0, 2, 0, 2, 0]}
-  others["before"] = [0, 1, 1, 2, 1, 1]  # its logit is 1, the others' are 0
   method = plugin(**fields)
   assert surveyed(method, WITNESS, TEACHER, LABELS, [T] * 6, others=others) == expected
   named = set(method.roles(small.NETWORKS)) - {"teacher", "student", "kept"}
-  assert named == set(method.asked) <= {"witness", *others}
+  assert named == set(method.witnesses) <= {"witness", *others}
 
 
-def test_a_student_is_asked_for_the_first_class_whatever_is_asked_of_witnesses():
-  """Of three classes two are asked of witnesses; a student's second is none."""
-  others = {"before": WITNESS}
-  for student, second in ((False, T), (True, F)):
-    method = plugin(within=0.7, student=student)
-    found = surveyed(method, WITNESS, [0, 1, 0, 1, 1, 0], LABELS, BEFORE, others=others)
-    assert found == [T, T, second, T, T, T]
+@pytest.mark.parametrize(("sure", "second"), [(0.0, T), (0.2, T), (0.22, F)])
+def test_a_second_class_must_be_as_likely_as_is_asked(sure, second):
+  """Of three classes the teacher's may be the first or the second; the second has .21."""
+  method = plugin(within=0.7, sure=sure)
+  found = surveyed(method, WITNESS, [0, 1, 0, 1, 1, 0], LABELS, BEFORE)
+  assert found == [T, T, second, T, T, T]
 
 
 def test_who_was_dropped_is_asked_under_blends_of_the_methods_own_strength(asked):
@@ -310,6 +307,7 @@ def test_the_whole_phase_delivers_student_and_keep():
     {"robust_views": 0},
     {"within": 2},
     {"seconds": -1},
+    {"seconds": 1.5},
     {"sure": 1.1},
   ],
 )

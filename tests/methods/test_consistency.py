@@ -100,6 +100,17 @@ def test_a_blend_is_a_share_of_one_pattern():
   np.testing.assert_array_equal(views.random_blend(KEY, images, 0.0), images)
 
 
+def test_a_warped_blend_blends_into_what_moved_by_a_share_of_the_shorter_side(monkeypatch):
+  pattern = views.warped_blend(KEY, jnp.full((4, 16, 32, 1), 0.5), 0.5) - 0.5
+  assert float(jnp.abs(pattern).max()) > 0.1  # one colour has nothing to bend
+  monkeypatch.setattr(views, "random_blend", lambda key, images, amplitude: images)
+  ramp = jnp.broadcast_to(jnp.linspace(0, 1, 32)[None, None, :, None], (64, 16, 32, 1))
+  inner = slice(4, 28)  # where nothing reaches beyond the border
+  for amplitude in (0.25, 0.5):
+    moved = 31 * jnp.abs(views.warped_blend(KEY, ramp, amplitude) - ramp)[:, :, inner]
+    assert 0.8 * amplitude / 4 * 16 < moved.max() <= amplitude / 4 * 16
+
+
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
 @pytest.mark.parametrize("view", DRAWN)
 def test_no_strength_is_the_image_itself(view, wrap):
