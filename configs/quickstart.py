@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> Config:
   config.labelled.optimizer.learning_rate = 0.05
   config.clean_teacher_seeds = 1
   config.methods = ("none", "kd", "rkd")
-  # fixed: to choose them on the hold-out would take two to four times as long
+  # fixed: to choose them on the hold-out would take three to four times as long
   config.method.rkd.update({"seconds": (2,), "base": {"amplitude": (0.5,)}})
   if arg == "smoke":
     config.seeds = (0,)

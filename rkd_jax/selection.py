@@ -108,11 +108,12 @@ def candidates(spec: Spec) -> list[Spec]:
 
 def check(label: str, spec: Spec, holdout: int) -> None:
   """Raises a `UserError` where the hold-out cannot tell one point of accuracy."""
-  if strengths(spec) and holdout < SMALLEST:
+  if (grids := strengths(spec)) and holdout < SMALLEST:
+    named = ", ".join(".".join(path) for path in grids)
     raise UserError(
-      f"{label} chooses a strength on the clean hold-out, which has {holdout} images; one point of "
-      f"accuracy needs at least {SMALLEST}. Raise config.data.holdout, or give the strength as one "
-      "number."
+      f"{label} chooses strengths ({named}) on the clean hold-out, which has {holdout} images; one "
+      f"point of accuracy needs at least {SMALLEST}. Raise config.data.holdout, or give one number "
+      "for each."
     )
 
 

@@ -105,5 +105,5 @@ def test_without_grids_nothing_is_asked():
 def test_a_holdout_too_small_for_one_point_is_refused():
   selection.check("m", spec((0.0, 0.5)), 100)
   selection.check("m", spec(0.5), 3)
-  with pytest.raises(UserError, match=r"hold-out, which has 99 images; .*at least 100"):
+  with pytest.raises(UserError, match=r"\(base.amplitude\) .* 99 images; .*at least 100"):
     selection.check("m", spec((0.0, 0.5)), 99)
