@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rkd_jax import lookup
-from rkd_jax.backdoors import learned, poison, sig, trojan_wm, warp
+from rkd_jax.backdoors import learned, poison, sig, transform, trojan_wm, warp
 from rkd_jax.backdoors.base import CLEAN, COVER, POISONED
 from rkd_jax.errors import UserError
 
@@ -100,7 +100,23 @@ def test_a_warp_leaves_flat_images_and_needs_no_square():
   np.testing.assert_allclose(warp.Backdoor().trigger(flat, KEYS, "train"), flat, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sig", "trojan_wm", "warp"])
+def test_transformations_by_hand():
+  grey = picture((2, 4, 4, 1))
+  images = jnp.asarray(grey * LEVEL)
+
+  def made(kind):
+    out = transform.Backdoor(kind=kind).trigger(images, KEYS[:2], "test")
+    return np.round(np.asarray(out) * 255).astype(np.uint8)
+
+  np.testing.assert_array_equal(made("negative"), 255 - grey)
+  np.testing.assert_array_equal(made("turn")[:, 0], grey[:, :, 3])  # the right column goes on top
+  quarters = grey.reshape(2, 2, 2, 2, 2)
+  np.testing.assert_array_equal(made("roll"), quarters[:, ::-1, :, ::-1].reshape(grey.shape))
+  with pytest.raises(UserError, match="not 9x16"):
+    transform.Backdoor(kind="turn").check((9, 16, 1), 10)
+
+
+@pytest.mark.parametrize("name", ["sig", "transform", "trojan_wm", "warp"])
 @pytest.mark.parametrize("shape", [(16, 16, 1), (9, 16, 3)])
 def test_stored_values_are_eight_bit(name, shape):
   images = jnp.asarray(picture((4, *shape)) * LEVEL)
@@ -121,6 +137,7 @@ def test_stored_values_are_eight_bit(name, shape):
     ("sig", {"target": 10}, "target is class 10"),
     ("trojan_wm", {"strength": 0}, "trojan_wm.strength is 0"),
     ("trojan_wm", {"strength": 1.5}, "trojan_wm.strength is 1.5"),
+    ("transform", {"kind": "blur"}, "transform.kind is 'blur'; choose one of negative, turn, roll"),
     ("warp", {"pixels": 0}, "warp.pixels is 0"),
     ("warp", {"grid": 1}, "warp.grid is 1"),
   ],
