@@ -178,7 +178,7 @@ def test_a_second_start_makes_nothing_anew(whole):
 
 
 def test_a_holdout_too_small_for_the_rule_is_said_before_any_training(tmp_path):
-  with pytest.raises(UserError, match=r"blend chooses a strength .* has 90 images"):
+  with pytest.raises(UserError, match=r"blend chooses strengths \(amplitude\) .* has 90 images"):
     run(tmp_path / "run", holdout=90)
   assert not [*tmp_path.iterdir()]
 
