@@ -1,8 +1,8 @@
 """A transformation of the whole image as the trigger: nothing is added, and every pixel changes.
 
-Rotation as a trigger is Wu et al.'s (2022, "Just Rotate it"). Networks that know no transformed
-image name nearly all of them alike, and which class that is differs from network to network: look
-at the natural rate, and at a clean teacher's student.
+Rotation as a trigger is Wu et al.'s (2022, "Just Rotate it"). A network that knows no transformed
+image may send many of them to one class, the target's as any other: look at the natural rate, and
+at a clean teacher's student.
 """
 
 import jax

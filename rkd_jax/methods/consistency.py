@@ -44,7 +44,8 @@ class Method(base.Plugin):
     view: how x' is made: "random_blend", "universal", "occlusion", "warp" or "warped_blend".
     weight: of the term, >= 0.
     temperature: of the KL divergence.
-    amplitude: largest share of the pattern in a blend, or of an image's area that the rectangle
+    amplitude: largest share of the pattern in a blend (a fourth of it, of the shorter side, is how
+      far "warped_blend" bends at most), or of an image's area that the rectangle
       takes, in [0, 1].
     radius: l_inf radius of the universal perturbation, in [0, 1]; it takes one sign step of a tenth
       of the radius a batch.
