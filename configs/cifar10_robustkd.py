@@ -18,7 +18,7 @@ Backdoors: badnets, cheatkd, latent, ... in 2 % of the pool; adba on a clean poo
 
 DIR holds CIFAR-10 as TFDS prepares it in array_record format. The hold-out, by which strengths are
 chosen, has 1,000 images: with many more labels in it than there are others, nobody would need a
-teacher. Results: docs/robustkd.md; of other pairs than "s" none yet.
+teacher. Results: docs/robustkd-measured.md; of other pairs than "s" none yet.
 """
 
 from rkd_jax import config as base

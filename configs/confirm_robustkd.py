@@ -4,8 +4,8 @@ Digits as in the quickstart; teachers of seeds 0-2 unless said. Nothing was chos
 gtsrb's seed 0: `agreement.within`, and, as a run on CIFAR-10 said it too, that the next witness is
 asked about the image alone; and on warp's seeds 6, 8 and 9, at 1.5 pixels: the further witnesses
 and the bend.
-Results: docs/robustkd.md; ten to thirty minutes of a core each, backweak and gtsrb an hour.
-backweak0 is not measured yet.
+Results: docs/robustkd-measured.md; ten to thirty minutes of a core each, backweak and gtsrb an
+hour. backweak0 is not measured yet.
 
   patch5 sig trojan_wm cheatkd latent backweak   other triggers, 2 % of the pool
   cheatkd0 latent0 backweak0                     the same on a clean pool

@@ -1,16 +1,18 @@
 """Runs as Markdown tables: python -m rkd_jax.commands.table RUN_DIR... [--into FILE --name NAME]
 
-One run gives a table of its networks with every seed. Several give one table: a row for each
-method, a column for each run, named after its directory. Prints the table, or writes it into FILE
+One run gives a table of its networks with every seed. Several give one table of runs, named after
+their directories, and networks, whichever are more as rows; with `--only METHODS` of those methods
+and of the runs that have them all. With `--against METHOD` it is the other methods' paired
+differences to that one, over all seeds of all runs. Prints the table, or writes it into FILE
 between `<!-- table:NAME -->` and `<!-- /table -->`. Every number comes from a results.json, so no
-table in the documentation is typed by hand. With `--against METHOD` it is the other methods' paired
-differences to that one, over all seeds of all runs.
+table in the documentation is typed by hand.
 """
 
 import argparse
 import pathlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,32 +58,53 @@ def markdown(manifest: Mapping[str, Any], cells: Sequence[Cell]) -> str:
   return "\n\n".join(parts)
 
 
-def grid(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Cell]]]) -> str:
-  """One table of several runs: a row for each network, a column for each run.
+def grid(
+  runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Cell]]], only: Sequence[str] = ()
+) -> str:
+  """One table of several runs and their networks: the more of the two are its rows.
 
-  An entry is mean ACC / mean ASR (worst ASR) over the run's seeds, in per cent.
+  An entry is mean ACC / mean ASR (worst ASR) over the run's seeds, in per cent. A method that some
+  run has with several shares of labels is told apart by them.
 
   Args:
-    runs: {column: (manifest, cells)}.
+    runs: {name: (manifest, cells)}.
+    only: the methods to show, of the runs that have all of them; none: everything.
   """
-  columns = {}
+  found, seeds = {}, set()
   for name, (manifest, cells) in runs.items():
-    found = [
+    rows = [
       row
       for row in table.rows(table.plain(cells), page.methods(page.mapping(manifest.get("config"))))
-      if row.cells
+      if row.cells and (not only or row.method in only)
     ]
-    columns[name] = {(row.method or "teacher", row.cells[0].labels): row for row in found}
-  keys = list(dict.fromkeys(key for rows in columns.values() for key in rows))
-  head = ["Network", *columns]
-  lines = [head, ["---"] * len(head)]
-  for method, labels in keys:
-    several = len({other for name, other in keys if name == method}) > 1
-    label = f"{method} ({percent(labels)} labels)" if several else method
-    lines.append([label, *(brief(rows.get((method, labels))) for rows in columns.values())])
+    if {row.method for row in rows} >= set(only):
+      found[name] = {(row.method or "teacher", row.cells[0].labels): row for row in rows}
+      seeds |= set(manifest.get("seeds") or ())
+  if not found:
+    raise UserError(f"No run has all of {', '.join(only)}.")
+  split = {
+    method
+    for rows in found.values()
+    for method, count in Counter(m for m, _ in rows).items()
+    if count > 1
+  }
+
+  def label(method: str, labels: float | None) -> str:
+    return f"{method} ({percent(labels)} labels)" if method in split else method
+
+  entries = {
+    run: {label(*key): brief(row) for key, row in rows.items()} for run, rows in found.items()
+  }
+  networks = list(dict.fromkeys(network for own in entries.values() for network in own))
+  if len(entries) > len(networks):
+    lines = [["Run", *networks]]
+    lines += [[run, *(own.get(n, NOT_MEASURED) for n in networks)] for run, own in entries.items()]
+  else:
+    lines = [["Network", *entries]]
+    lines += [[n, *(own.get(n, NOT_MEASURED) for own in entries.values())] for n in networks]
+  lines.insert(1, ["---"] * len(lines[0]))
   text = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
-  seeds = sorted({seed for manifest, _ in runs.values() for seed in manifest.get("seeds") or ()})
-  said = f"; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
+  said = f"; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}" if seeds else ""
   return f"{text}\n\nMean ACC / mean ASR (worst ASR), in per cent{said}."
 
 
@@ -150,9 +173,9 @@ def gap(runs: Sequence[Sequence[float]]) -> str:
   return f"{100 * sum(means) / len(means):+.1f}{shown}"
 
 
-def brief(row: table.Row | None) -> str:
-  """A network's entry in one column."""
-  if row is None or (row.mean("acc") is None and row.mean("asr") is None):
+def brief(row: table.Row) -> str:
+  """A network's entry in a table of several runs."""
+  if row.mean("acc") is None and row.mean("asr") is None:
     return NOT_MEASURED
   said = [NOT_MEASURED if m is None else f"{100 * m:.1f}" for m in map(row.mean, ("acc", "asr"))]
   worst = row.worst("asr") if len(row.of("asr")) > 1 else None
@@ -238,7 +261,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m rkd_jax.commands.table", description=__doc__)
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   parser.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs of runs that are done")
-  parser.add_argument("--against", metavar="METHOD", help="the differences to this method")
+  shown = parser.add_mutually_exclusive_group()
+  shown.add_argument("--against", metavar="METHOD", help="the differences to this method")
+  shown.add_argument("--only", metavar="METHODS", default="", help="these alone, as in kd,rkd")
   parser.add_argument("--into", type=pathlib.Path, help="a Markdown file with the markers")
   parser.add_argument("--name", default="quickstart", help="of the markers (%(default)s)")
   options = parser.parse_args(argv)
@@ -252,7 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.against:
       text = against(read, options.against)
     else:
-      text = grid(read) if len(read) > 1 else markdown(*next(iter(read.values())))
+      only = options.only.split(",") if options.only else ()
+      text = grid(read, only) if only or len(read) > 1 else markdown(*next(iter(read.values())))
     if options.into:
       insert(options.into, options.name, text)
     else:

@@ -70,8 +70,9 @@ def tables(file: pathlib.Path) -> int:
 
 def rendered(name: str, file: pathlib.Path) -> str:
   """The table of that name, from its runs: results/NAME, or the runs in that folder, or in several
-  (`NAME+OTHER`)."""
-  folders, _, method = name.partition(" against=")
+  (`NAME+OTHER`); `NAME against=METHOD`, `NAME only=METHODS` as the options of `table`."""
+  folders, _, option = name.partition(" ")
+  kind, _, value = option.partition("=")
   runs = {}
   for folder in folders.split("+"):
     above = (parent / "results" / folder for parent in file.resolve().parents)
@@ -84,8 +85,12 @@ def rendered(name: str, file: pathlib.Path) -> str:
     for path in found:
       known = path.name if path.name not in runs else f"{folder}/{path.name}"
       runs[known] = results.read(path / "results.json")
-  if method:
-    return table.against(runs, method)
+  if kind == "against":
+    return table.against(runs, value)
+  if kind == "only":
+    return table.grid(runs, value.split(","))
+  if kind:
+    raise UserError(f"{file} has a table {name}: after a space, against= or only=, not {option!r}.")
   return table.grid(runs) if len(runs) > 1 else table.markdown(*next(iter(runs.values())))
 
 

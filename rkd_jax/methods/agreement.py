@@ -44,7 +44,7 @@ class Method(base.Plugin):
       (by kept examples of the same batch, so that BatchNorm sees them alone).
     robust_views: how many blends, >= 1.
     amplitude: theirs. More than a witness was taught to bear costs clean images and lets no fewer
-      triggered ones back (docs/robustkd.md#what-comes-back).
+      triggered ones back (docs/robustkd-measured.md#what-comes-back).
   """
 
   within: float = 0.1

@@ -29,7 +29,13 @@ def project(tmp_path):
   return tmp_path
 
 
-NAMES = "quickstart", "pair", "quickstart against=kd", "quickstart+pair against=kd"
+NAMES = (
+  "quickstart",
+  "pair",
+  "quickstart against=kd",
+  "quickstart+pair against=kd",
+  "quickstart+pair only=kd,rkd",
+)
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
@@ -41,7 +47,7 @@ def test_runs_and_tables_that_hold(project, capsys):
   runs, readme = project / "results" / "quickstart", project / "docs" / "README.md"
   status, out, err = call(capsys, runs, "--docs", readme)
   assert status in (verify.EQUAL, verify.PARTLY) and not err
-  assert "153 cells" in out and "4 tables" in out and "differs" not in out
+  assert "153 cells" in out and "5 tables" in out and "differs" not in out
 
 
 def test_a_changed_digit_of_a_run(project, capsys):
