@@ -12,8 +12,8 @@ settings below, one a run:
 This is the development set-up: the forms of `robustkd`'s variant "tuned" and of `rkd` were chosen
 on it, by runs of earlier revisions. Results: docs/robustkd-measured.md and
 results/ablation_robustkd, of adba30, badnets2, and for nine methods blended2;
-results/ablation_rates of the others for none, kd and rkd. Cost: one to two hours of a core for each,
-when idle.
+results/ablation_rates of the others for none, kd and rkd. Cost: one to two hours of a core for
+each, when idle.
 Strengths given as grids are chosen in each run by the rule of `rkd_jax/selection.py`.
 """
 
