@@ -463,7 +463,7 @@ def test_only_the_plain_images_move_the_running_statistics(method):
 @pytest.mark.parametrize(
   ("outlier", "said"),
   [
-    (0.5, "Class 1 is suspected: the perturbation into it works on 75.0% (from 0% on) and has 0.1"),
+    (0.5, "Class 1 is suspected: the perturbation into it works on 75.0% (from 0% on) and has 0.0"),
     (0.0, "No class is suspected; the nearest is class 1: the perturbation into it works on 75.0%"),
   ],
 )
