@@ -11,7 +11,8 @@ looks at them with the trigger known:
              when the last 1 to 5 convolutions read their inputs in another order; of three draws
   place      mean pixel of synthetic images where the trigger is, by the teacher's class
   universal  what the published search adds there, in standard deviations, and elsewhere
-  classes    l_1 and l_2 norm of the perturbation into each class, and how often it works
+  classes    l_1 norm of the perturbation into each class, its size (geometric mean of l_1 and l_2),
+             and how often it works
   batches    how many triggered images of other classes the undefended student sends to the target
              where so much of their batch is triggered and the batch normalises itself
   means      what a class's synthetic images have more than the others' in the mean: l_2 norm of it
@@ -67,8 +68,8 @@ def kept(teacher: Any, shown: dict[str, jax.Array]) -> dict[str, dict[str, list[
 
 
 def by_class(teacher: Any, images: jax.Array, labels: jax.Array, method: Any) -> dict[str, Any]:
-  """The search of `unlearning.Method`, outside a phase: {"sizes", "norms", "rates"}, a number a
-  class each."""
+  """The search of `unlearning.Method`, outside a phase: {"lengths", "sizes", "rates"}, a
+  number a class each."""
   shape = (teacher.module.classes, *teacher.module.image_shape)
   deltas = retrospection.beside(jax.random.key(0), shape)
   adam, known = optax.adam(method.rate), inversion.untallied(len(deltas))
@@ -87,12 +88,12 @@ def by_class(teacher: Any, images: jax.Array, labels: jax.Array, method: Any) ->
   for step in range(STEPS):
     rows = np.arange(step * method.searched, (step + 1) * method.searched) % len(images)
     deltas, state, known = move(deltas, state, known, images[rows], labels[rows])
-  norms, rates = unlearning.norms(deltas), inversion.rates_of(known)
+  sizes, rates = unlearning.sizes(deltas), inversion.rates_of(known)
   return {
-    "sizes": unlearning.lengths(deltas).tolist(),
-    "norms": norms.tolist(),
+    "lengths": unlearning.lengths(deltas).tolist(),
+    "sizes": sizes.tolist(),
     "rates": rates.tolist(),
-    "suspected": int(inversion.suspected(norms, rates, method.success)),
+    "suspected": int(inversion.suspected(sizes, rates, method.success)),
   }
 
 
@@ -165,8 +166,8 @@ def found(
     return float((answers == target).mean())
 
   return {
-    "sizes": unlearning.lengths(deltas).tolist(),
-    "norms": unlearning.norms(deltas).tolist(),
+    "lengths": unlearning.lengths(deltas).tolist(),
+    "sizes": unlearning.sizes(deltas).tolist(),
     "rates": inversion.rates_of(memory).tolist(),
     "trigger_size": float(jnp.abs(trigger).sum((1, 2, 3)).mean()),
     "cosine": float(mean @ own / jnp.linalg.norm(mean) / jnp.linalg.norm(own)),

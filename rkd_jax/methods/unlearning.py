@@ -50,7 +50,8 @@ class Method(retrospection.SecondStage):
     success: the rate from which on a class's perturbation works, in [0, 1]. Under a price none
       works on all images: those into other classes on eight or nine in ten.
     searched: images a step of the search.
-    outlier: a class is suspected if its perturbation's l_2 norm is below so much of the median.
+    outlier: a class is suspected if its perturbation's size (`sizes`) is below so much of the
+      median.
     guard: how many times a suspected class's perturbation is taken away from what the generator
       makes; 0: nothing is, and images that lean on it teach.
     shown: how many times it is added where the student looks back.
@@ -159,9 +160,9 @@ class Method(retrospection.SecondStage):
     return super().invent(key, self.guarded(variables, state), state, count)
 
   def outcome(self, variables, state):
-    suspect, sizes = self._suspect(variables, state), norms(variables[SEEKER])
+    suspect, found = self._suspect(variables, state), sizes(variables[SEEKER])
     who, rate = int(suspect.label), float(inversion.rates_of(state)[suspect.label])
-    size = float(sizes[who] / jnp.median(sizes))
+    size = float(found[who] / jnp.median(found))
     none = f"No class is suspected; the nearest is class {who}"
     *steps, no = np.asarray(state["suspected"])
     most, often = int(np.argmax(steps)), max(steps) / max(sum(steps) + no, 1)
@@ -183,12 +184,12 @@ class Method(retrospection.SecondStage):
 
   def _suspect(self, variables, state) -> "Suspect":
     deltas, rates = variables[SEEKER], inversion.rates_of(state)
-    sizes = norms(deltas)
-    who = inversion.suspected(sizes, rates, self.success)
-    small = sizes[who] < self.outlier * jnp.median(sizes)
+    found = sizes(deltas)
+    who = inversion.suspected(found, rates, self.success)
+    small = found[who] < self.outlier * jnp.median(found)
     suspicious = (rates[who] >= self.success) & small
-    found = Suspect(who, deltas[who][None], suspicious.astype(deltas.dtype))
-    return jax.lax.stop_gradient(found)
+    suspect = Suspect(who, deltas[who][None], suspicious.astype(deltas.dtype))
+    return jax.lax.stop_gradient(suspect)
 
   def _leaning(self, variables, state, images) -> jax.Array:
     """float[B]: 1 where an image is of the suspected class, and not so without its perturbation."""
@@ -292,9 +293,13 @@ def lengths(deltas: jax.Array) -> jax.Array:
   return jnp.abs(deltas).sum((1, 2, 3))
 
 
-def norms(deltas: jax.Array) -> jax.Array:
-  """float[K]: l_2 norms of float[K, H, W, C]."""
-  return jnp.sqrt(jnp.square(deltas).sum((1, 2, 3)))
+def sizes(deltas: jax.Array) -> jax.Array:
+  """float[K] of float[K, H, W, C]: the geometric mean of l_1 and l_2 norm.
+
+  What leads into the target class is small in l_1 where the trigger is a patch, and in l_2 where it
+  is spread over the image (docs/abd.md).
+  """
+  return jnp.sqrt(lengths(deltas) * jnp.sqrt(jnp.square(deltas).sum((1, 2, 3))))
 
 
 @struct.dataclass
