@@ -408,11 +408,11 @@ def sought(net, images, price, steps=80):
 def test_the_smallest_perturbation_that_works_is_the_shortcut():
   images = 0.6 * jax.random.uniform(jax.random.key(1), (32, 4, 4, 1)).at[:, 3, 3].set(0.0)
   deltas, rates = sought(shortcut(), images, 0.03)
-  lengths = unlearning.lengths(jnp.asarray(deltas))
-  assert int(inversion.suspected(lengths, rates, 0.8)) == 1 and float(rates[1]) > 0.95
+  sizes = unlearning.sizes(jnp.asarray(deltas))
+  assert int(inversion.suspected(sizes, rates, 0.8)) == 1 and float(rates[1]) > 0.95
   own = np.abs(deltas[1]).ravel()
   assert own.argmax() == 15 and own[15] > 0.4 * own.sum() and deltas[1].ravel()[15] > 0
-  assert all(lengths[k] > 2 * lengths[1] for k in (0, 2))
+  assert all(sizes[k] > 2 * sizes[1] for k in (0, 2))
 
 
 def test_a_higher_price_makes_it_smaller():
@@ -433,6 +433,14 @@ def looking(method, small=0.1):
   networks = {"teacher": teacher(), "student": teacher(4), "perturbation": deltas, **made}
   state = {"base": NOISE, **HITS, "student_delta": deltas[2:], "suspected": jnp.zeros(4)}
   return networks, state, deltas
+
+
+def test_a_perturbation_is_as_small_in_few_pixels_as_spread_thin():
+  """By hand: l_1 and l_2 norms are 4 and 4, 8 and 2, 8 and sqrt(8)."""
+  one, thin, between = np.zeros((3, 4, 4, 1))
+  one[0, 0], thin[:], between[:2] = 4.0, 0.5, 1.0
+  found = unlearning.sizes(jnp.stack([one, thin, between]))
+  assert np.allclose(found, [4.0, 4.0, 8 / 8**0.25])
 
 
 @pytest.mark.parametrize("success", [0.0, 1.0])
