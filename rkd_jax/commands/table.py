@@ -12,7 +12,6 @@ import argparse
 import pathlib
 import re
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,12 +81,7 @@ def grid(
       seeds |= set(manifest.get("seeds") or ())
   if not found:
     raise UserError(f"No run has all of {', '.join(only)}.")
-  split = {
-    method
-    for rows in found.values()
-    for method, count in Counter(m for m, _ in rows).items()
-    if count > 1
-  }
+  split = {one for rows in found.values() for one, _ in rows if sum(m == one for m, _ in rows) > 1}
 
   def label(method: str, labels: float | None) -> str:
     return f"{method} ({percent(labels)} labels)" if method in split else method
