@@ -69,18 +69,20 @@ def grid(
     runs: {name: (manifest, cells)}.
     only: the methods to show, of the runs that have all of them; none: everything.
   """
-  found, seeds = {}, set()
+  found, seeds, there = {}, set(), {}
   for name, (manifest, cells) in runs.items():
     rows = [
       row
       for row in table.rows(table.plain(cells), page.methods(page.mapping(manifest.get("config"))))
       if row.cells and (not only or row.method in only)
     ]
+    there[name] = dict.fromkeys(c.method for c in cells if c.network == "student" and c.method)
     if {row.method for row in rows} >= set(only):
       found[name] = {(row.method or "teacher", row.cells[0].labels): row for row in rows}
       seeds |= set(manifest.get("seeds") or ())
   if not found:
-    raise UserError(f"No run has all of {', '.join(only)}.")
+    known = "; ".join(f"{name}: {', '.join(methods)}" for name, methods in there.items())
+    raise UserError(f"No run has all of {', '.join(only)}. They have {known}.")
   split = {one for rows in found.values() for one, _ in rows if sum(m == one for m, _ in rows) > 1}
 
   def label(method: str, labels: float | None) -> str:
