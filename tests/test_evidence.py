@@ -143,12 +143,32 @@ STUDENT = {"network": "student", "teacher": "poisoned", "seed": 3}
 def test_a_run_that_holds(run):
   found = evidence.check(run)
   assert found.differences == found.unverified == []
-  assert (found.files, found.strengths) == (2, 2) and found.cells == 98
+  assert (found.files, found.strengths) == (2, 2) and found.cells == 116
   metrics = {c["metric"] for c in json.loads((run / "results.json").read_text())["cells"]}
   assert metrics == {
-    *("acc", "asr", "ra", "fidelity", "transfer_ratio", "natural_rate", "carried_asr"),
+    *(
+      "acc",
+      "asr",
+      "ra",
+      "target_acc",
+      "fidelity",
+      "transfer_ratio",
+      "natural_rate",
+      "carried_asr",
+    ),
     *("der", "rir", "kept", "kept_triggered", "adv_acc", "local_linearity"),
   }
+
+
+def test_a_metric_that_an_older_run_has_nowhere_is_not_missed(run):
+  new = lambda cell: cell["metric"] == "target_acc"  # noqa: E731
+
+  def drop(document, keep):
+    document["cells"] = [c for c in document["cells"] if not new(c) or keep(c)]
+
+  one = edit(run, lambda document: drop(document, keep=lambda c: c["seed"] == 3))
+  assert one and all("target_acc: the cell is missing" in text for text in one)
+  assert edit(run, lambda document: drop(document, keep=lambda c: False)) == []
 
 
 def test_counts_by_hand():
@@ -160,7 +180,8 @@ def test_counts_by_hand():
     "kd/student/poisoned:attacked/pgd-20/linf/0.1": np.array([1, 1]),
   }  # fmt: skip
   fields = {"network": "student", "method": "kd", "teacher": "poisoned", "seed": 0}
-  for metric, counted in {"acc": (3, 4), "asr": (1, 3), "ra": (1, 3), "fidelity": None}.items():
+  expected = {"acc": (3, 4), "asr": (1, 3), "ra": (1, 3), "target_acc": (1, 1), "fidelity": None}
+  for metric, counted in expected.items():
     assert recount.counted(arrays, results.Cell(metric=metric, **fields)) == counted
   attack = {"metric": "adv_acc", "attack": "pgd-20", "norm": "linf", "eps": 0.1}
   assert recount.counted(arrays, results.Cell(**attack, **fields)) == (1, 2)

@@ -79,7 +79,7 @@ def test_leaves_a_report_and_all_its_cells(whole):
     if cell["labels"] in (None, 0.05):
       where = (cell["method"], cell["network"], cell["teacher"])
       found.setdefault(where, set()).add(cell["metric"])
-  rates, compared = {"acc", "asr", "ra"}, {"fidelity", "transfer_ratio"}
+  rates, compared = {"acc", "asr", "ra", "target_acc"}, {"fidelity", "transfer_ratio"}
   last = rates | compared | {"natural_rate", "carried_asr"}
   kept = {"kept", "kept_triggered"}
   expected = {
@@ -129,6 +129,8 @@ def test_its_numbers_follow_from_its_predictions(whole):
       value = asr(triggered)
     elif cell["metric"] == "ra":
       value = (triggered == labels)[victims].mean()
+    elif cell["metric"] == "target_acc":
+      value = (clean == labels)[~victims].mean()
     elif cell["metric"] == "fidelity":
       value = (clean == arrays[f"teacher/{cell['teacher']}:clean"]).mean()
     elif cell["metric"] == "transfer_ratio":

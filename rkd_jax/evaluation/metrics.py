@@ -78,6 +78,17 @@ def robust_accuracy(
   return _among(predicted == labels, labels != target)
 
 
+def target_accuracy(
+  predicted: np.ndarray, labels: np.ndarray, target: int | np.ndarray
+) -> Proportion:
+  """Target ACC: how many clean images that belong to the target class go there.
+
+  A student that forgot the class follows no trigger, so a low ASR says little without it.
+  """
+  predicted, labels = _classes(predicted, labels)
+  return _among(predicted == labels, labels == target)
+
+
 def fidelity(a: np.ndarray, b: np.ndarray) -> Proportion:
   """How often two networks' predictions int[N] agree, right or wrong."""
   a, b = _classes(a, b)

@@ -77,11 +77,12 @@ class Student:
 
 
 def rates(truth: Truth, answers: Answers, fields: Fields) -> list[Cell]:
-  """ACC, ASR and RA of one network."""
+  """ACC, ASR, RA and target ACC of one network."""
   found = {
     "acc": metrics.accuracy(answers.clean, truth.labels),
     "asr": metrics.attack_success(answers.triggered, truth.labels, truth.goals),
     "ra": metrics.robust_accuracy(answers.triggered, truth.labels, truth.goals),
+    "target_acc": metrics.target_accuracy(answers.clean, truth.labels, truth.goals),
   }
   cells = [Cell(metric=name, **fields, **found[name].fields()) for name in found]
   return cells + under_attack(truth, answers, fields)

@@ -19,7 +19,10 @@ Arrays = Mapping[str, np.ndarray]
 # answers under attack, on which test images, and what else was measured there
 ATTACKED, ROWS, MEASURED = "attacked", "attacked:rows", "measured"
 VARIANTS = {"float32": "f32", "bfloat16": "bf16"}
-ABOUT_TRIGGERS = ("asr", "ra", "natural_rate", "carried_asr", "der", "rir", "transfer_ratio")
+ABOUT_TRIGGERS = (
+  *("asr", "ra", "target_acc", "natural_rate", "carried_asr", "der", "rir", "transfer_ratio"),
+)
+ADDED = frozenset({"target_acc"})  # metrics that a run of an older version has nowhere
 OF_A_STUDENT = ("method", "base", "labels", "threat", "contamination")
 
 
@@ -162,8 +165,9 @@ def _asked(key: str) -> bool:
 
 
 def counted(arrays: Arrays, cell: Cell) -> tuple[int, int] | None:
-  """(count, n) of an ACC, ASR, RA or adv_acc cell, by its definition alone; None for others."""
-  if cell.metric not in ("acc", "asr", "ra", "adv_acc"):
+  """(count, n) of an ACC, ASR, RA, target ACC or adv_acc cell, by its definition alone; None for
+  others."""
+  if cell.metric not in ("acc", "asr", "ra", "target_acc", "adv_acc"):
     return None
   labels, goals, who = arrays["labels"], arrays["goals"], _who(arrays, cell)
   if cell.metric == "adv_acc":
@@ -171,6 +175,9 @@ def counted(arrays: Arrays, cell: Cell) -> tuple[int, int] | None:
     return int(np.count_nonzero(said == labels[arrays[ROWS]])), len(said)
   if cell.metric == "acc":
     return int(np.count_nonzero(arrays[f"{who}:clean"] == labels)), len(labels)
+  if cell.metric == "target_acc":
+    said = arrays[f"{who}:clean"][labels == goals]
+    return int(np.count_nonzero(said == goals[labels == goals])), len(said)
   said, wanted = arrays[f"{who}:triggered"], goals if cell.metric == "asr" else labels
   victims = labels != goals
   return int(np.count_nonzero(said[victims] == wanted[victims])), int(np.count_nonzero(victims))

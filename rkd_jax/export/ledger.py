@@ -15,7 +15,7 @@ import numpy as np
 from rkd_jax.evaluation import metrics, protocol, recount
 from rkd_jax.evaluation.protocol import Fields, Truth
 from rkd_jax.reporting import results
-from rkd_jax.reporting.exported import FILE, SCHEMA, Record, read
+from rkd_jax.reporting.exported import FILE, RATES, SCHEMA, Record, read
 from rkd_jax.reporting.files import read_json, sha256, write_json
 from rkd_jax.reporting.results import FIELDS, Cell
 
@@ -71,6 +71,7 @@ def counted(arrays: Arrays, shared: Fields, whose: str) -> list[Cell]:
   """
   truth = Truth(arrays["labels"], arrays["goals"])
   cells = protocol.rates(truth, recount.answers(arrays, whose), shared)
+  cells = [cell for cell in cells if cell.metric in RATES]
   if whose == "jax":
     return cells
   same = metrics.fidelity(arrays[f"{whose}:clean"], arrays["jax:clean"])

@@ -49,6 +49,11 @@ METRICS = {
     "RA",
     "Robust accuracy: triggered test images that keep their true class, among the same images.",
   ),
+  "target_acc": (
+    "Target ACC",
+    "Accuracy on clean test images of the attacker's target class: a student that forgot the class"
+    " follows no trigger.",
+  ),
   "natural_rate": (
     "Natural rate",
     "ASR of a network that never met the teacher: how far the trigger fools anyone.",

@@ -18,6 +18,7 @@ _DIRECTION = {
   "acc": (False, (0.0, 1.0)),
   "asr": (True, (0.0, 1.0)),
   "ra": (False, (0.0, 1.0)),
+  "target_acc": (False, (0.0, 1.0)),
   "natural_rate": (True, (0.0, 1.0)),
   "carried_asr": (True, (-1.0, 1.0)),
   "der": (False, (0.0, 1.0)),

@@ -11,6 +11,7 @@ COLUMNS = (
   "acc",
   "asr",
   "ra",
+  "target_acc",
   "natural_rate",
   "carried_asr",
   "fidelity",
@@ -99,8 +100,11 @@ def control(cell: Cell) -> bool:
 
 
 def columns(cells: Sequence[Cell]) -> Sequence[str]:
-  """What a table of these cells has: without a backdoor, nothing that asks for a trigger."""
-  return ("acc", "fidelity") if cells and all(c.backdoor == "none" for c in cells) else COLUMNS
+  """What a table of these cells has: without a backdoor, nothing that asks for a trigger; target
+  ACC where it was measured, which older runs lack."""
+  if cells and all(c.backdoor == "none" for c in cells):
+    return "acc", "fidelity"
+  return [name for name in COLUMNS if name != "target_acc" or select(cells, metric=name)]
 
 
 def entry(row: Row, metric: str) -> dict[str, str]:

@@ -8,14 +8,15 @@ from rkd_jax.reporting.table import Row
 
 # removed = worst ASR at most this, and worst carried ASR (where known) at most that
 REMOVED_ASR, REMOVED_CARRIED = 0.10, 0.05
+LOST = 0.5  # ... and in no seed a target ACC below that much of the undefended student's
 _UNKNOWN = "unknown"  # the backdoor of a teacher whose trigger nobody knows
 NO_TEACHER = "none"  # the control that was trained without one
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """`outcome`: removed, not removed, unknown; nothing to remove; carried over, not carried over;
-  and without a backdoor, of robustness: transferred, not transferred.
+  """`outcome`: removed, class lost, not removed, unknown; nothing to remove; carried over, not
+  carried over; and without a backdoor, of robustness: transferred, not transferred.
   `accuracy`: the mean, of a student that was cured."""
 
   label: str
@@ -36,7 +37,8 @@ def verdicts(table: Sequence[Row], target: str) -> list[Verdict]:
   references = [_reference(row, undefended) for row in defended]
   there = [False if other is None and asleep else carries(other) for other in references]
   return first + [
-    _defended_verdict(row, came, alone) for row, came in zip(defended, there, strict=True)
+    _defended_verdict(row, came, alone, other)
+    for row, came, other in zip(defended, there, references, strict=True)
   ]
 
 
@@ -117,8 +119,11 @@ def _undefended_verdict(row: Row, teacher: Row | None, target: str) -> Verdict:
   return Verdict(row.label, "not carried over", text)
 
 
-def _defended_verdict(row: Row, there: bool | None, alone: float | None) -> Verdict:
-  """`there`: whether undefended distillation carries the backdoor over; None: not known."""
+def _defended_verdict(
+  row: Row, there: bool | None, alone: float | None, reference: Row | None
+) -> Verdict:
+  """`there`: whether undefended distillation (`reference`) carries the backdoor over; None: not
+  known."""
   shows = follows(row)
   if shows is None:
     return _unknown(row, row.label)
@@ -133,6 +138,9 @@ def _defended_verdict(row: Row, there: bool | None, alone: float | None) -> Verd
   if there is None:
     text = f"{row.label}: ASR {facts}, so no backdoor shows in it. Whether undefended distillation"
     return Verdict(row.label, "unknown", f"{text} would have carried it is unknown.")
+  if lost := _lost(row, reference):
+    text = f"{row.label} removed the backdoor, and what it knew of the target class: ASR {facts}."
+    return Verdict(row.label, "class lost", f"{text} {lost}")
   text = f"{row.label} removed the backdoor: ASR {facts}{_reaches(row)}."
   return Verdict(row.label, "removed", text, row.mean("acc"))
 
@@ -170,6 +178,24 @@ def _reaches(row: Row) -> str:
   """Whether chance alone might explain that it is below the limit."""
   highest = max((c.ci95[1] for c in row.of("asr") if c.ci95), default=0.0)
   return f"; an interval reaches to {percent(highest)}" if highest > REMOVED_ASR else ""
+
+
+def _lost(row: Row, reference: Row | None) -> str:
+  """How a student that forgot the target class does there; empty where none did."""
+  there = {(c.seed, c.teacher_seed): c for c in reference.of("target_acc")} if reference else {}
+  pairs = [(c, there.get((c.seed, c.teacher_seed))) for c in row.of("target_acc")]
+  known = [(a.value, b.value) for a, b in pairs if b]
+  known = [(own, other) for own, other in known if own is not None and other is not None]
+  lost = [(own, other) for own, other in known if own < LOST * other]
+  if not lost or not reference:
+    return ""
+  own, other = min(lost)
+  where = f" with {len(lost)} of {len(known)} teachers" if len(known) > 1 else ""
+  return (
+    f"Of that class it gets {percent(own)} of clean images right, {reference.label} "
+    f"{percent(other)}: a student that does not know a class follows no trigger into it"
+    f"{where}."
+  )
 
 
 def _natural(row: Row) -> str:

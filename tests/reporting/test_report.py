@@ -219,6 +219,27 @@ def test_the_reference_is_the_student_of_the_same_base():
   assert said["agreement"].outcome == "nothing to remove"
 
 
+def target_acc(method, right, seed=0):
+  """The cell of 50 images of the target class."""
+  cell = student(method, 0.0, seed=seed)[0]
+  return [dataclasses.replace(cell, metric="target_acc", **Proportion(right, 50).fields())]
+
+
+def test_a_backdoor_that_goes_with_its_class_is_not_just_removed():
+  kd = student("kd", 0.9), target_acc("kd", 30), student("kd", 0.9, seed=1), target_acc("kd", 30, 1)
+  abd = student("abd", 0.01) + student("abd", 0.0, seed=1)
+  said = say(*kd, abd, target_acc("abd", 15), target_acc("abd", 14, 1))["abd"]
+  assert said.outcome == "class lost"
+  text = said.sentence.replace("\u202f", " ")
+  assert "Of that class it gets 28.0 % of clean images right, kd 60.0 %" in text
+  assert text.endswith("with 1 of 2 teachers.")
+  half = say(*kd, abd, target_acc("abd", 15), target_acc("abd", 15, 1))["abd"]
+  assert half.outcome == "removed"
+  assert say(*kd, abd)["abd"].outcome == "removed"  # an older run tells nothing of the class
+  high = say(*kd, student("abd", 0.3), target_acc("abd", 0))["abd"]
+  assert high.outcome == "not removed"
+
+
 def test_what_a_student_without_a_teacher_does_as_well_is_said():
   said = say(student("none", 0.0, 0.97), student("kd", 0.9), student("agreement", 0.0, 0.95))
   assert "no better than without any teacher (97.0\u202f%)" in said["agreement"].sentence
