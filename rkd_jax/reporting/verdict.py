@@ -190,11 +190,10 @@ def _lost(row: Row, reference: Row | None) -> str:
   if not lost or not reference:
     return ""
   own, other = min(lost)
-  where = f" with {len(lost)} of {len(known)} teachers" if len(known) > 1 else ""
+  where = f"With {len(lost)} of {len(known)} teachers it" if len(known) > 1 else "It"
   return (
-    f"Of that class it gets {percent(own)} of clean images right, {reference.label} "
-    f"{percent(other)}: a student that does not know a class follows no trigger into it"
-    f"{where}."
+    f"{where} gets {percent(own)} of clean images of that class right, where {reference.label} gets "
+    f"{percent(other)}: a student that does not know a class follows no trigger into it."
   )
 
 

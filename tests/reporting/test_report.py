@@ -231,8 +231,8 @@ def test_a_backdoor_that_goes_with_its_class_is_not_just_removed():
   said = say(*kd, abd, target_acc("abd", 15), target_acc("abd", 14, 1))["abd"]
   assert said.outcome == "class lost"
   text = said.sentence.replace("\u202f", " ")
-  assert "Of that class it gets 28.0 % of clean images right, kd 60.0 %" in text
-  assert text.endswith("with 1 of 2 teachers.")
+  assert "With 1 of 2 teachers it gets 28.0 % of clean images of that class right" in text
+  assert "where kd gets 60.0 %: a student that" in text
   half = say(*kd, abd, target_acc("abd", 15), target_acc("abd", 15, 1))["abd"]
   assert half.outcome == "removed"
   assert say(*kd, abd)["abd"].outcome == "removed"  # an older run tells nothing of the class
