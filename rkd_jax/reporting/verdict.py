@@ -190,9 +190,9 @@ def _lost(row: Row, reference: Row | None) -> str:
   if not lost or not reference:
     return ""
   own, other = min(lost)
-  where = f"With {len(lost)} of {len(known)} teachers it" if len(known) > 1 else "It"
+  who = f"With {len(lost)} of {len(known)} teachers it" if len(known) > 1 else "It"
   return (
-    f"{where} gets {percent(own)} of clean images of that class right, where {reference.label} gets "
+    f"{who} gets {percent(own)} of clean images of that class right, where {reference.label} gets "
     f"{percent(other)}: a student that does not know a class follows no trigger into it."
   )
 
