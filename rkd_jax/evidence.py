@@ -34,6 +34,7 @@ class Evidence:
     cells, files, strengths: how many were made again, read, and chosen again; of exports too.
     differences: what does not follow, one sentence each; none in a run that holds.
     unverified: what could not be looked at, and why.
+    absent: metrics that the run lacks altogether, as runs of an older version do.
   """
 
   cells: int = 0
@@ -41,6 +42,7 @@ class Evidence:
   strengths: int = 0
   differences: list[str] = dataclasses.field(default_factory=list)
   unverified: list[str] = dataclasses.field(default_factory=list)
+  absent: list[str] = dataclasses.field(default_factory=list)
 
 
 def check(directory: pathlib.Path) -> Evidence:
@@ -71,8 +73,8 @@ def check(directory: pathlib.Path) -> Evidence:
       raise UserError(f"{directory}: {why}.") from error
     found.differences.append(f"{why}; no cell was made again")
     return found
-  lacking = recount.ADDED - {cell.metric for cell in cells}
-  expected = [cell for cell in expected if cell.metric not in lacking]
+  found.absent = sorted(recount.ADDED - {cell.metric for cell in cells})
+  expected = [cell for cell in expected if cell.metric not in found.absent]
   found.differences += compared(document["cells"], expected)
   found.cells = len(expected)
   _exports(directory, found)

@@ -98,10 +98,13 @@ def test_how_often_a_trigger_works_by_hand():
   assert shown.dtype == np.uint8 and (shown != images).any() and (shown == 10).any()
 
 
+TRIGGERED = ("asr", "ra", "target_acc", "natural_rate", "carried_asr")
+
+
 def test_without_a_known_trigger_nothing_is_said_of_it(folder, tmp_path):
   changes = {"teacher.checkpoint": str(folder), "backdoor": "unknown", "contamination": 0.0}
   _, cells = run(tmp_path, seeds=(0, 1), **changes)
-  triggered = [c for c in cells if c.metric in ("asr", "ra", "natural_rate", "carried_asr")]
+  triggered = [c for c in cells if c.metric in TRIGGERED]
   assert triggered and all(c.value is None and c.ci95 is None for c in triggered)
   assert all(c.value is not None for c in cells if c.metric in ("acc", "fidelity"))
   report = (tmp_path / "run" / "report.html").read_text()

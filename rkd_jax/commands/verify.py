@@ -35,6 +35,8 @@ def run(directory: pathlib.Path) -> int:
     print(f"  and {len(found.differences) - SHOWN} more")
   for text in found.unverified:
     print(f"  not verified: {text}")
+  for metric in found.absent:
+    print(f"  without {metric}, as runs of an older version are")
   amount = f"{found.cells} cells and {found.strengths} choices of {found.files} predictions files"
   if found.differences:
     print(f"{directory}: DIFFERS, {len(found.differences)} differences ({amount} made again).")

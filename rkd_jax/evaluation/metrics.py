@@ -81,12 +81,14 @@ def robust_accuracy(
 def target_accuracy(
   predicted: np.ndarray, labels: np.ndarray, target: int | np.ndarray
 ) -> Proportion:
-  """Target ACC: how many clean images that belong to the target class go there.
+  """Target ACC: how many clean images that belong where a trigger leads others go there.
 
-  A student that forgot the class follows no trigger, so a low ASR says little without it.
+  A student that forgot the class follows no trigger, so a low ASR says little without it. Nothing
+  is known where no image is led away (no trigger is known), or where each class is led to another.
   """
   predicted, labels = _classes(predicted, labels)
-  return _among(predicted == labels, labels == target)
+  goals = np.broadcast_to(target, labels.shape)
+  return _among(predicted == labels, (labels == goals) & np.isin(labels, goals[labels != goals]))
 
 
 def fidelity(a: np.ndarray, b: np.ndarray) -> Proportion:

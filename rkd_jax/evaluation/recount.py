@@ -176,8 +176,10 @@ def counted(arrays: Arrays, cell: Cell) -> tuple[int, int] | None:
   if cell.metric == "acc":
     return int(np.count_nonzero(arrays[f"{who}:clean"] == labels)), len(labels)
   if cell.metric == "target_acc":
-    said = arrays[f"{who}:clean"][labels == goals]
-    return int(np.count_nonzero(said == goals[labels == goals])), len(said)
+    wanted = set(goals[labels != goals].tolist())
+    own = np.array([k in wanted for k in labels.tolist()]) & (labels == goals)
+    said = arrays[f"{who}:clean"][own]
+    return int(np.count_nonzero(said == labels[own])), len(said)
   said, wanted = arrays[f"{who}:triggered"], goals if cell.metric == "asr" else labels
   victims = labels != goals
   return int(np.count_nonzero(said[victims] == wanted[victims])), int(np.count_nonzero(victims))

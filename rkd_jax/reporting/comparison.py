@@ -38,6 +38,7 @@ def _context(runs: Mapping[str, tuple[dict[str, Any], list[Cell]]]) -> dict[str,
   return {
     "title": f"{len(runs)} runs compared",
     "columns": columns,
+    "lost": any("class lost" in column["outcomes"].values() for column in columns),
     "lines": [
       {"label": label, "cells": [_cell(column, key) for column in columns]}
       for label, key in zip(labels, keys, strict=True)

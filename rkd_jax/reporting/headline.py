@@ -8,7 +8,7 @@ from rkd_jax.reporting.verdict import Verdict
 
 WORDS = {  # outcome -> how the headline says it
   "removed": ("Removed", " by"),
-  "class lost": ("Removed with the target class", " by"),
+  "class lost": ("Target class lost with the backdoor", " by"),
   "not removed": ("Not removed", " by"),
   "nothing to remove": ("Nothing to remove", " for"),
   "transferred": ("Robustness taken over", " by"),

@@ -21,7 +21,11 @@ def write(path: pathlib.Path, template: str, context: Mapping[str, Any]) -> path
     "marker": svg.marker,
     "version": rkd_jax.__version__,
     "first": "comparison",
-    "limits": {"asr": percent(verdict.REMOVED_ASR), "carried": percent(verdict.REMOVED_CARRIED)},
+    "limits": {
+      "asr": percent(verdict.REMOVED_ASR),
+      "carried": percent(verdict.REMOVED_CARRIED),
+      "lost": f"{100 * verdict.LOST:g}\u202f%",
+    },
   }
   atomic_write(path, _environment().get_template(template).render(**shared, **context))
   return path

@@ -104,7 +104,8 @@ def columns(cells: Sequence[Cell]) -> Sequence[str]:
   ACC where it was measured, which older runs lack."""
   if cells and all(c.backdoor == "none" for c in cells):
     return "acc", "fidelity"
-  return [name for name in COLUMNS if name != "target_acc" or select(cells, metric=name)]
+  known = any(c.value is not None for c in select(cells, metric="target_acc"))
+  return [name for name in COLUMNS if name != "target_acc" or known]
 
 
 def entry(row: Row, metric: str) -> dict[str, str]:

@@ -48,14 +48,19 @@ def undefended(table: Sequence[Row]) -> list[Row]:
 
 
 def best(table: Sequence[Row]) -> Row | None:
-  """The defended student of the lowest worst ASR, then of the highest accuracy: who is drawn.
+  """The defended student of the lowest worst ASR, then of the highest accuracy: who is drawn. One
+  that lost the target class comes last.
 
   It is picked with the test set, so it says nothing of how well a defence does.
   """
   plain = undefended(table)
   rest = [r for r in table if r.method not in (None, NO_TEACHER) and r not in plain]
   known = [row for row in rest if row.worst("asr") is not None]
-  return min(known, key=lambda r: (r.worst("asr") or 0, -(r.mean("acc") or 0)), default=None)
+
+  def rank(row: Row) -> tuple[bool, float, float]:
+    return bool(_lost(row, _reference(row, plain))), row.worst("asr") or 0, -(row.mean("acc") or 0)
+
+  return min(known, key=rank, default=None)
 
 
 def follows(row: Row | None) -> bool | None:
@@ -139,7 +144,7 @@ def _defended_verdict(
     text = f"{row.label}: ASR {facts}, so no backdoor shows in it. Whether undefended distillation"
     return Verdict(row.label, "unknown", f"{text} would have carried it is unknown.")
   if lost := _lost(row, reference):
-    text = f"{row.label} removed the backdoor, and what it knew of the target class: ASR {facts}."
+    text = f"{row.label} lost the target class along with the backdoor: ASR {facts}."
     return Verdict(row.label, "class lost", f"{text} {lost}")
   text = f"{row.label} removed the backdoor: ASR {facts}{_reaches(row)}."
   return Verdict(row.label, "removed", text, row.mean("acc"))
@@ -190,10 +195,10 @@ def _lost(row: Row, reference: Row | None) -> str:
   if not lost or not reference:
     return ""
   own, other = min(lost)
-  who = f"With {len(lost)} of {len(known)} teachers it" if len(known) > 1 else "It"
+  where = f" (the worst of {len(lost)} such students of {len(known)})" if len(known) > 1 else ""
   return (
-    f"{who} gets {percent(own)} of clean images of that class right, where {reference.label} gets "
-    f"{percent(other)}: a student that does not know a class follows no trigger into it."
+    f"It gets {percent(own)} of clean images of that class right, {reference.label} "
+    f"{percent(other)}{where}: a student that does not know a class follows no trigger into it."
   )
 
 

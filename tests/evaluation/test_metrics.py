@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rkd_jax.evaluation import metrics
+from rkd_jax.evaluation import metrics, recount
+from rkd_jax.reporting import results
 
 LABELS = np.array([0, 0, 1, 1, 2, 2])
 
@@ -41,6 +42,27 @@ def test_no_examples_at_all():
 def test_what_is_not_classes_is_refused(predicted, error):
   with pytest.raises(ValueError, match=error):
     metrics.accuracy(predicted, LABELS)
+
+
+@pytest.mark.parametrize(
+  "goals, expected",
+  [
+    (0, (1, 2)),
+    ([0, 0, 0, 0, 0], (1, 2)),
+    ([0, 0, 0, 2, 2], (1, 2)),  # images of class 1 alone are led away
+    ([0, 0, 1, 2, 2], (0, 0)),  # nothing is led away: no trigger is known
+    ([1, 1, 2, 0, 0], (0, 0)),  # each class to the next
+  ],
+)
+def test_target_acc_is_of_the_class_that_others_are_led_to(goals, expected):
+  labels, said = np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 2, 0])
+  goals = np.array(goals)
+  assert metrics.target_accuracy(said, labels, goals) == metrics.Proportion(*expected)
+  arrays = {
+    "labels": labels, "goals": np.broadcast_to(goals, 5), "teacher/poisoned:clean": said,
+  }  # fmt: skip
+  cell = results.Cell(metric="target_acc", network="teacher", teacher="poisoned", seed=0)
+  assert recount.counted(arrays, cell) == expected
 
 
 def test_fidelity_asks_nothing_of_the_labels():

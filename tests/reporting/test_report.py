@@ -231,13 +231,29 @@ def test_a_backdoor_that_goes_with_its_class_is_not_just_removed():
   said = say(*kd, abd, target_acc("abd", 15), target_acc("abd", 14, 1))["abd"]
   assert said.outcome == "class lost"
   text = said.sentence.replace("\u202f", " ")
-  assert "With 1 of 2 teachers it gets 28.0 % of clean images of that class right" in text
-  assert "where kd gets 60.0 %: a student that" in text
+  assert (
+    "It gets 28.0 % of clean images of that class right, kd 60.0 % (the worst of 1 such" in text
+  )
+  assert "students of 2): a student that" in text
   half = say(*kd, abd, target_acc("abd", 15), target_acc("abd", 15, 1))["abd"]
   assert half.outcome == "removed"
   assert say(*kd, abd)["abd"].outcome == "removed"  # an older run tells nothing of the class
   high = say(*kd, student("abd", 0.3), target_acc("abd", 0))["abd"]
   assert high.outcome == "not removed"
+  drawn = table.rows([*student("kd", 0.9), *target_acc("kd", 30), *student("abd", 0.0),
+    *target_acc("abd", 0), *student("rkd", 0.05), *target_acc("rkd", 30)], [])  # fmt: skip
+  best = verdict.best(drawn)
+  assert best is not None and best.label == "rkd"
+
+
+def test_target_acc_is_shown_where_it_is_known(tmp_path):
+  cells = [*student("kd", 0.9), *target_acc("kd", 30)]
+  assert "Target ACC" in words(page(tmp_path, cells)) and "60.0" in words(page(tmp_path, cells))
+  nobody = [
+    dataclasses.replace(c, count=0, n=0, value=None, ci95=None) for c in target_acc("kd", 1)
+  ]
+  for without in ([], nobody):
+    assert 'data-label="Target ACC"' not in page(tmp_path, [*student("kd", 0.9), *without])
 
 
 def test_what_a_student_without_a_teacher_does_as_well_is_said():
