@@ -56,8 +56,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "data.holdout": 0.1,
     "student.augment.crop": 2,
     "teacher.augment.crop": 2,
-    "method.rkd.seconds": (0,),  # as it was measured
-    "method.rkd.base.view": "random_blend",
   },
 }
 METHODS = ("none", "kd", "ofd", "variance_views", "robustkd", "robustkd_tuned", "rkd")
@@ -66,7 +64,7 @@ METHODS = ("none", "kd", "ofd", "variance_views", "robustkd", "robustkd_tuned", 
 WITHOUT = {
   "one_witness": {"seconds": (0,)},
   "random_blend": {"base": {"view": "random_blend"}},
-  "rkd_before": {"seconds": (0,), "base": {"view": "random_blend"}},
+  "rkd_before": {"seconds": (0,), "sure": 0.0, "base": {"view": "random_blend"}},
 }
 
 

@@ -27,7 +27,7 @@ def none(setup: Setup) -> Phases:
   return {"student": setup.alone()}
 
 
-def agreement(setup: Setup, *, rounds: int = 2, sure: float = 0.7, **fields: Any) -> Phases:
+def agreement(setup: Setup, *, rounds: int = 2, sure: float = 0.0, **fields: Any) -> Phases:
   """Witnesses from the labelled part, then rounds of agreement, each student the next witness.
 
   `within` and `seconds` are for the first round: a student that the teacher taught is asked alone,
@@ -35,14 +35,13 @@ def agreement(setup: Setup, *, rounds: int = 2, sure: float = 0.7, **fields: Any
 
   Args:
     rounds: how many, >= 1; the last one's student is the run's.
-    sure: where there are `seconds`, the probability with which a round's student must say the class
-      in the next, in [0, 1].
+    sure: probability with which a round's student must say the class in the next, in [0, 1].
   """
   if rounds < 1:
     raise UserError(f"agreement.rounds is {rounds}; it must be at least 1.")
   check_range("agreement.sure", sure, 0, 1)
   spec = {"name": "agreement", **fields}
-  later = {**spec, "within": 0.0, "seconds": 0, "sure": sure if spec.get("seconds") else 0.0}
+  later = {**spec, "within": 0.0, "seconds": 0, "sure": sure}
   phases, given = groundwork(setup, spec)
   method: Any = make_method(spec)
   alone = {role: setup.alone(number=n) for n, role in enumerate(method.witnesses, 1)}
