@@ -70,7 +70,7 @@ def get_config(arg: str | None = None) -> Config:
     for name in ("ofd", "attention", "fitnet"):
       config.method[name].taps = tuple(f"stage{k}:stage{k}" for k in (1, 2, 3))
   # One witness and no warp: as it was measured. Here witnesses are weak, and each costs images.
-  config.method.rkd.update({"seconds": (0,), "sure": 0.0, "base": {"view": "random_blend"}})
+  config.method.rkd.update({"seconds": (0,), "sure": (0.0,), "base": {"view": "random_blend"}})
   config.methods = ("none", "kd", "ofd", "robustkd", "rkd")
   config.clean_teacher_seeds = 0 if shortened else 1
   return config

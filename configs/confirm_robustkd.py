@@ -64,7 +64,7 @@ METHODS = ("none", "kd", "ofd", "variance_views", "robustkd", "robustkd_tuned", 
 WITHOUT = {
   "one_witness": {"seconds": (0,)},
   "random_blend": {"base": {"view": "random_blend"}},
-  "rkd_before": {"seconds": (0,), "sure": 0.0, "base": {"view": "random_blend"}},
+  "rkd_before": {"seconds": (0,), "sure": (0.0,), "base": {"view": "random_blend"}},
 }
 
 

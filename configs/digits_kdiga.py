@@ -81,7 +81,7 @@ def with_backdoor(config: Config) -> None:
   config.labelled.update({"epochs": 0, "steps": 300})
   config.labelled.optimizer.learning_rate = 0.05
   plain = {"view": "random_blend", "amplitude": (0.5,)}
-  config.method.rkd.update({"seconds": (0,), "sure": 0.0, "base": plain})  # as rkd_kdiga's
+  config.method.rkd.update({"seconds": (0,), "sure": (0.0,), "base": plain})  # as rkd_kdiga's
   aligned = config.method.kdiga.to_dict() | {"name": "kdiga"}
   blends = {"name": "consistency", "amplitude": 0.5, "base": aligned}
   config.method.rkd_kdiga = {"name": "agreement", "base": blends}

@@ -57,7 +57,7 @@ def get_config(arg: str | None = None) -> Config:
     section.augment.update({"crop": 4, "flip": True})
   # One strength: a grid would cost as much for each. One witness and no warp: as it was measured.
   blends = {"view": "random_blend", "amplitude": (0.25,)}
-  config.method.rkd.update({"seconds": (0,), "sure": 0.0, "base": blends})
+  config.method.rkd.update({"seconds": (0,), "sure": (0.0,), "base": blends})
   config.all_labels_control = False  # as long as a student more
   config.update_from_flattened_dict(SETTINGS[arg])
   return config

@@ -23,7 +23,7 @@ RKD = {
   "rounds": 2,
   "within": 0.1,
   "seconds": (0, 2),
-  "sure": 0.7,
+  "sure": (0.0, 0.7),
   "base": {
     "name": "consistency",
     "view": "warped_blend",
