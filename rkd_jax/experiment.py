@@ -5,11 +5,10 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import numpy as np
 
 from rkd_jax import config as configs
-from rkd_jax import first_look, manifest, workdir
+from rkd_jax import first_look, hosts, manifest, workdir
 from rkd_jax.data import sources
 from rkd_jax.errors import UserError
 from rkd_jax.evaluation import recount
@@ -51,17 +50,21 @@ def run(
   configs.check_keys(config)
   configs.normalise(config)
   configs.check(config)
-  check_processes()
   say = Reporter(quiet, debug)
   dataset = load(config, say)
+  check_hosts(config, dataset)
   with StopSignal() as stop, contextlib.ExitStack() as lock:
     runner = Runner(config, dataset, directory, say, stop)
     stories = [Story(runner, seed) for seed in config.seeds]
     for story in stories:
       story.check()
-    workdir.make(directory)
-    lock.enter_context(workdir.only_run(directory))
-    workdir.claim(directory, config, dataset.fingerprint)
+
+    def claim() -> None:
+      workdir.make(directory)
+      lock.enter_context(workdir.only_run(directory))
+      workdir.claim(directory, config, dataset.fingerprint)
+
+    hosts.decide(claim)
     looked = look(stories[0], say)
     ahead = expected(runner, stories)
     say.debug(f"{directory}, teachers in {runner.teachers}, {len(ahead)} phases")
@@ -70,30 +73,48 @@ def run(
     for story in stories:
       story.run()
       cells += story.cells()
-    made = manifest.make(runner, name) | {
+    told = {
       "selection": [s for t in stories for s in t.selected()],
       "outcomes": [o for t in stories for o in t.outcomes()],
       "costs": [c for t in stories for c in t.costs()],
       "attacks": [one for t in stories for one in t.attacked],
       "comparisons": [c for t in stories for c in t.compared()],
-      "predictions": {p: sha256(directory / p) for p in map(recount.saved, config.seeds)},
       "given": looked,
     }
-    results.write(directory / "results.json", made, cells)
-    path = report.write(directory)
+    return pathlib.Path(hosts.decide(lambda: written(runner, name, told, cells)))
+
+
+def written(
+  runner: Runner, name: str, told: dict[str, Any], cells: list[results.Cell]
+) -> str:  # fmt: skip
+  """Writes a finished run's results and report, and says what they are; the report's path."""
+  directory, say = runner.workdir, runner.say
+  saved = {path: sha256(directory / path) for path in map(recount.saved, runner.config.seeds)}
+  made = manifest.make(runner, name) | told | {"predictions": saved}
+  results.write(directory / "results.json", made, cells)
+  path = report.write(directory)
   for line in summary.lines(made, cells, say.columns):
     say.say(line)
   say.say(f"Report: {path}")
-  return path
+  return str(path)
 
 
-def check_processes() -> None:
-  """Raises a `UserError` where JAX was started on several hosts."""
-  if (processes := jax.process_count()) > 1:
+def check_hosts(config: Config, dataset: sources.Dataset) -> None:
+  """Raises a `UserError` for what several processes cannot do, or do not agree on."""
+  if hosts.count() == 1:
+    return
+  if config.eval.adversarial.eps:
     raise UserError(
-      f"JAX was started as {processes} processes, and a run is one so far, on one host. Start it "
-      "without jax.distributed, on a machine or a slice of a single host."
+      "config.eval.adversarial is not measured by several processes. Train without it; "
+      "then start the same command with it as one process, which finds all that is trained."
     )
+  found = hosts.every([configs.digest(config), dataset.fingerprint])
+  for what, values in zip(("configs", "images"), zip(*found, strict=True), strict=True):
+    if odd := [number for number, value in enumerate(values) if value != values[0]]:
+      raise UserError(
+        f"The run's {len(values)} processes have different {what}: those of process {odd[0]} are "
+        "not those of process 0. Start all with the same command, on the same data."
+      )
 
 
 def look(story: Story, say: Reporter) -> dict[str, Any] | None:

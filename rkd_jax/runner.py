@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rkd_jax import lookup, workdir
+from rkd_jax import hosts, lookup, workdir
 from rkd_jax.backdoors import learned
 from rkd_jax.backdoors.base import Backdoor
 from rkd_jax.data import augment, seeds
@@ -35,7 +35,7 @@ from rkd_jax.networks import Networks
 from rkd_jax.phases import Config, Delivery, Phase
 from rkd_jax.reporting.files import read_json, write_json
 from rkd_jax.reporting.progress import Reporter
-from rkd_jax.reporting.writer import MetricsWriter, read_lines
+from rkd_jax.reporting.writer import read_lines, written
 from rkd_jax.setup import Setup
 from rkd_jax.training import checkpoint, loop, sharding, start
 from rkd_jax.training.optimizer import Optimizer
@@ -184,7 +184,10 @@ class Runner:
         for needed in [*setup.attackers(), *([setup.trigger.phase] if setup.trigger else [])]:
           self.finish(needed)
       directory = self.directory(phase)
-      with workdir.making(directory, self.say.say, self.stop.check):
+      with contextlib.ExitStack() as held:
+        alone = functools.partial(self.stop.check, alone=True)
+        lock = workdir.making(directory, self.say.say, alone)
+        hosts.decide(lambda: held.enter_context(lock))
         self._done[phase.key] = self._load(phase, directory) or self._train(phase, directory)
     return self._done[phase.key]
 
@@ -240,7 +243,7 @@ class Runner:
 
   def _load(self, phase: Phase, directory: pathlib.Path) -> Finished | None:
     """The finished phase, if its artefact is there, whole, and made from the same description."""
-    if not (directory / "done.json").exists():
+    if not hosts.decide((directory / "done.json").exists):
       return None
     try:
       record = read_json(directory / "done.json")
@@ -250,7 +253,7 @@ class Runner:
       raise  # not the artefact's fault
     except Exception:  # a file of ours or of Orbax that is damaged in whatever way
       whole, saved, record = False, {}, {}
-    if not whole:
+    if not all(hosts.every(whole)):
       aside = directory.with_name(f"{directory.name}.unreadable")
       kept = f"What was there is kept as {aside.name}."
       self.say.warn(f"{directory} is damaged; the phase {phase.name!r} is made again. {kept}")
@@ -260,7 +263,7 @@ class Runner:
     state, frozen = start.begin(*ready, surveyed=True)
     trees = frozen | refill(self.mesh, state.roles, saved["roles"])
     memory = refill(self.mesh, state.memory, saved.get("state", {}))
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    self._clear(directory)
     self.say.found(described(phase))
     return Finished(phase, ready.program, trees, memory, directory, record)
 
@@ -276,10 +279,10 @@ class Runner:
     with contextlib.closing(checkpoints), contextlib.closing(ready.stream):
       state, frozen = start.resumed(*ready, checkpoints)
       start.cache_targets(program, program.still(frozen, state.roles), ready.stream)
-      step = int(state.step)
+      step, stopped = int(state.step), hosts.decide(lambda: had_stopped(lines))
       spent = Spent(directory / "spent.json", step)
       with (
-        MetricsWriter(lines, directory / "tensorboard", step + 1 if step else 0) as writer,
+        written(lines, directory / "tensorboard", step + 1 if step else 0) as writer,
         self.say.phase(described(phase), step, program.rounds) as tick,
       ):
         evaluate = self._evaluator(program, frozen)
@@ -298,7 +301,7 @@ class Runner:
           save_every=self.config.save_every,
           hooks=loop.Hooks(evaluate, writer.write, flush, tick),
         )
-        state = loop.train(running, state, checkpoints, self.stop, had_stopped(lines))
+        state = loop.train(running, state, checkpoints, self.stop, stopped)
         jax.block_until_ready(state)
     seconds, images = spent.seconds(), int(state.step) * ready.stream.batch
     record = {"steps": int(state.step), "seconds": seconds}
@@ -323,9 +326,14 @@ class Runner:
     checkpoint.save_tree(directory / "final", saved)
     record = {"phase": phase.describe(), "sha256": checkpoint.digest(saved)} | record
     write_json(directory / "done.json", record)
-    (directory / "spent.json").unlink(missing_ok=True)
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    self._clear(directory)
     return Finished(phase, program, frozen | state.roles, state.memory, directory, record)
+
+  def _clear(self, directory: pathlib.Path) -> None:
+    """Removes what a phase that is done needs no more."""
+    if hosts.first():
+      (directory / "spent.json").unlink(missing_ok=True)
+      shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
 @functools.lru_cache

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rkd_jax import hosts
 from rkd_jax.errors import UserError
 
 Tree = Any
@@ -31,8 +32,12 @@ PATIENCE = ocp.AsyncOptions(timeout_secs=10**9)
 
 def put_aside(folder: pathlib.Path, where: pathlib.Path) -> None:
   """Renames what cannot be read, in place of what was put there before."""
-  shutil.rmtree(where, ignore_errors=True)
-  folder.rename(where)
+
+  def rename() -> None:
+    shutil.rmtree(where, ignore_errors=True)
+    folder.rename(where)
+
+  hosts.decide(rename)
 
 
 class Checkpoints:
@@ -66,6 +71,7 @@ class Checkpoints:
     """
     wanted = _summed(template)
     for step in sorted(self._manager.all_steps(), reverse=True):
+      wrong, leaves = "", []
       try:
         found = self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(wanted)))
         leaves = [found[name] for name in wanted if name != CHECKSUM]
@@ -74,17 +80,19 @@ class Checkpoints:
       except (PermissionError, MemoryError):
         raise  # not the checkpoint's fault
       except Exception as error:  # Orbax, TensorStore and the file system each raise their own
-        self._put_aside(step, error)
+        wrong = type(error).__name__
+      if any(all_wrong := hosts.every(wrong)):
+        self._put_aside(step, next(filter(None, all_wrong)))
         continue
       # The restored arrays may alias Orbax's host buffers; a donated state must own its own.
       return step, jax.tree.unflatten(jax.tree.structure(template), _copied(leaves))
     return None
 
-  def _put_aside(self, step: int, error: Exception) -> None:
+  def _put_aside(self, step: int, wrong: str) -> None:
     aside = self._directory.with_name(f"unreadable-{step}")
     self._warn(
       f"The checkpoint of step {step} in {self._directory} cannot be read "
-      f"({type(error).__name__}); going back to the one before it. It is kept as {aside.name}."
+      f"({wrong}); going back to the one before it. It is kept as {aside.name}."
     )
     # Orbax learns a checkpoint's layout from the newest one: look again without it.
     self._manager.close()
@@ -143,8 +151,9 @@ def save_tree(directory: pathlib.Path, tree: Tree) -> None:
   """Writes a tree of arrays as a whole or not at all."""
   directory = directory.absolute()
   with explained(directory):
-    if directory.exists():
+    if hosts.first() and directory.exists():
       shutil.rmtree(directory)
+    hosts.wait()
     with ocp.StandardCheckpointer(async_options=PATIENCE) as checkpointer:
       checkpointer.save(directory, tree)
 

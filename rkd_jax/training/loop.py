@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from rkd_jax import hosts
 from rkd_jax.errors import UserError
 from rkd_jax.training import start, update
 from rkd_jax.training.checkpoint import Checkpoints
@@ -22,6 +23,7 @@ from rkd_jax.training.state import Program, TrainState
 
 Tree = Any
 SYNC_SECONDS = 0.5  # how far the host may run ahead of the device
+ASK_EVERY = 16  # rounds between two looks at the signals of all processes, where they are several
 
 
 class Preempted(Exception):  # noqa: N818 (not a mistake of anybody's)
@@ -29,8 +31,12 @@ class Preempted(Exception):  # noqa: N818 (not a mistake of anybody's)
 
 
 class StopSignal:
-  """Whether SIGTERM, SIGINT or SIGHUP (the terminal is gone) has come; a second SIGINT interrupts
-  at once."""
+  """Whether SIGTERM, SIGINT or SIGHUP (the terminal is gone) has come to any process of the run; a
+  second SIGINT interrupts at once.
+
+  Attributes:
+    name: of the signal that has come to this process; "": none has.
+  """
 
   def __init__(self) -> None:
     self.name = ""
@@ -50,10 +56,16 @@ class StopSignal:
     for number, handler in self._old.items():
       signal.signal(number, handler)
 
-  def check(self, where: str) -> None:
-    """Raises `Preempted` if a signal has come."""
-    if self.name:
-      raise Preempted(f"{self.name} came {where}; everything is saved.")
+  def asked(self, step: int = 0) -> str:
+    """The signal that has come to any process. All must call it, at the same steps."""
+    if hosts.count() == 1:
+      return self.name
+    return "" if step % ASK_EVERY else next(filter(None, hosts.every(self.name)), "")
+
+  def check(self, where: str, alone: bool = False) -> None:
+    """Raises `Preempted` if a signal has come. `alone`: to this process; the others do not ask."""
+    if name := self.name if alone else self.asked():
+      raise Preempted(f"{name} came {where}; everything is saved.")
 
   def _note(self, number: int, _frame: Any) -> None:
     if self.name and number == signal.SIGINT:
@@ -118,7 +130,7 @@ def train(
   synced = time.monotonic()
   with jax.transfer_guard("disallow"):
     while True:
-      at_line = step % phase.log_every == 0 or step >= rounds
+      at_line, signalled = step % phase.log_every == 0 or step >= rounds, stop.asked(step)
       done = stopped or step >= rounds
       if at_line and step > restored:
         metrics = {**read(state), **phase.hooks.evaluate(state)}
@@ -126,12 +138,12 @@ def train(
         done |= method.stop(metrics)
         phase.hooks.log(step, metrics | ({"stopped": 1.0} if done and step < rounds else {}))
         state = update.zero_metrics(program, state)
-      if stop.name or (step > restored and (step % phase.save_every == 0 or done)):
+      if signalled or (step > restored and (step % phase.save_every == 0 or done)):
         phase.hooks.flush()
         checkpoints.save(step, state)
-      if stop.name:
+      if signalled:
         checkpoints.close()
-        raise Preempted(f"{stop.name} came at step {step} of {rounds}; the state is saved.")
+        raise Preempted(f"{signalled} came at step {step} of {rounds}; the state is saved.")
       if done:
         return state
       state = redrawn(phase, state, step)
