@@ -130,7 +130,7 @@ def train(
   synced = time.monotonic()
   with jax.transfer_guard("disallow"):
     while True:
-      at_line, signalled = step % phase.log_every == 0 or step >= rounds, stop.asked(step)
+      at_line = step % phase.log_every == 0 or step >= rounds
       done = stopped or step >= rounds
       if at_line and step > restored:
         metrics = {**read(state), **phase.hooks.evaluate(state)}
@@ -138,6 +138,7 @@ def train(
         done |= method.stop(metrics)
         phase.hooks.log(step, metrics | ({"stopped": 1.0} if done and step < rounds else {}))
         state = update.zero_metrics(program, state)
+      signalled = stop.asked(step)
       if signalled or (step > restored and (step % phase.save_every == 0 or done)):
         phase.hooks.flush()
         checkpoints.save(step, state)
