@@ -20,6 +20,6 @@ for pid in "${pids[@]}"; do
     code=0
     wait "$pid" || code=$?
   done
-  ((code == 0)) || status=$code
+  ((status)) || status=$code
 done
 exit "$status"

@@ -2,13 +2,15 @@
 
 import contextlib
 import pathlib
+import time
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 
 from rkd_jax import config as configs
-from rkd_jax import first_look, hosts, manifest, workdir
+from rkd_jax import first_look, hosts, manifest, phases, workdir
 from rkd_jax.data import sources
 from rkd_jax.errors import UserError
 from rkd_jax.evaluation import recount
@@ -21,6 +23,7 @@ from rkd_jax.runner import Runner, described
 from rkd_jax.story import Story
 from rkd_jax.training.loop import StopSignal
 
+SHARED_SECONDS = 20  # that a file may take to be seen on another host
 SHOWN = 10  # of the images that were left out
 
 
@@ -52,7 +55,7 @@ def run(
   configs.check(config)
   say = Reporter(quiet, debug)
   dataset = load(config, say)
-  check_hosts(config, dataset)
+  check_hosts(config, dataset, directory)
   with StopSignal() as stop, contextlib.ExitStack() as lock:
     runner = Runner(config, dataset, directory, say, stop)
     stories = [Story(runner, seed) for seed in config.seeds]
@@ -65,6 +68,7 @@ def run(
       workdir.claim(directory, config, dataset.fingerprint)
 
     hosts.decide(claim)
+    check_shared(directory)
     looked = look(stories[0], say)
     ahead = expected(runner, stories)
     say.debug(f"{directory}, teachers in {runner.teachers}, {len(ahead)} phases")
@@ -99,22 +103,47 @@ def written(
   return str(path)
 
 
-def check_hosts(config: Config, dataset: sources.Dataset) -> None:
+def check_hosts(config: Config, dataset: sources.Dataset, directory: pathlib.Path) -> None:
   """Raises a `UserError` for what several processes cannot do, or do not agree on."""
+  if jax.process_count() != hosts.count():
+    raise UserError(
+      f"JAX was started as {jax.process_count()} processes that the run does not know of. Leave "
+      "jax.distributed to rkd_jax.hosts.join, by the variables that launch/README.md names."
+    )
   if hosts.count() == 1:
     return
   if config.eval.adversarial.eps:
     raise UserError(
-      "config.eval.adversarial is not measured by several processes. Train without it; "
-      "then start the same command with it as one process, which finds all that is trained."
+      "config.eval.adversarial is not measured by several processes: leave its eps empty."
     )
-  found = hosts.every([configs.digest(config), dataset.fingerprint])
-  for what, values in zip(("configs", "images"), zip(*found, strict=True), strict=True):
-    if odd := [number for number, value in enumerate(values) if value != values[0]]:
+  values = {key: v for key, v in configs.flatten(config.to_dict()).items() if "data_dir" not in key}
+  told = {
+    "configs": values,
+    "images": dataset.fingerprint,
+    "workdirs": str(directory.absolute()),
+    "versions": [phases.common_code(), jax.__version__],
+  }
+  found = hosts.every(told)
+  for number, other in enumerate(found):
+    if odd := [what for what in told if other[what] != found[0][what]]:
       raise UserError(
-        f"The run's {len(values)} processes have different {what}: those of process {odd[0]} are "
-        "not those of process 0. Start all with the same command, on the same data."
+        f"Processes 0 and {number} of the run have different {' and '.join(odd)}. Start all with "
+        "the same command, on the same data, by the same code."
       )
+
+
+def check_shared(directory: pathlib.Path) -> None:
+  """Raises a `UserError` where some process does not see the first one's workdir."""
+  seen = (directory / "config.json").exists
+  for _ in range(SHARED_SECONDS):
+    if hosts.count() == 1 or seen():
+      break
+    time.sleep(1)
+  if blind := [number for number, sees in enumerate(hosts.every(seen())) if not sees]:
+    raise UserError(
+      f"{directory} of process 0 is not seen by process {blind[0]}. Several hosts need a --workdir "
+      "(and --config.teachers_dir) on a file system that all of them have mounted."
+    )
 
 
 def look(story: Story, say: Reporter) -> dict[str, Any] | None:

@@ -15,9 +15,11 @@ from typing import Any
 from rkd_jax.errors import UserError
 
 COORDINATOR, PROCESSES, PROCESS = NAMES = ("RKD_COORDINATOR", "RKD_PROCESSES", "RKD_PROCESS")
+AUTO = "auto"  # RKD_PROCESSES: JAX finds the others, by a TPU VM's metadata
 # of clusters that start several processes: how many they are, in their own variables
-COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-WORKERS = "TPU_WORKER_HOSTNAMES"  # of a slice of a TPU pod, with commas
+COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+WORKERS = "TPU_WORKER_HOSTNAMES"  # of a slice of a TPU pod on Kubernetes, with commas
+SHUTDOWN = 60  # seconds that a process waits for the others to end
 
 _number, _count = 0, 1
 
@@ -26,33 +28,37 @@ def join(environ: Mapping[str, str] = os.environ) -> None:
   """Makes this process one of several where the environment says so; before JAX is used.
 
   By RKD_COORDINATOR (HOST:PORT of the first), RKD_PROCESSES and RKD_PROCESS (0, 1, ...), or by what
-  SLURM, Open MPI or a TPU slice set. JAX_COORDINATOR_ADDRESS has JAX find the rest (Kubernetes).
+  `srun`, `mpirun` or a TPU slice set. With RKD_PROCESSES=auto, or where JAX_COORDINATOR_ADDRESS is
+  set (Kubernetes), JAX finds the rest.
 
   Raises:
     UserError: some of these are missing or wrong, or the others cannot be reached.
   """
   global _number, _count
-  given = [environ.get(name, "") for name in NAMES]
-  if any(given):
-    arguments: dict[str, Any] = told(*given)
+  given = {name: environ[name] for name in NAMES if environ.get(name)}
+  if given and given != {PROCESSES: AUTO}:
+    arguments: dict[str, Any] = told(*(given.get(name, "") for name in NAMES))
     if arguments["num_processes"] == 1:
       return
-  elif several(environ):
+  elif given or several(environ):
     arguments = {}
   else:
     return
   import jax
 
   try:
-    jax.distributed.initialize(**arguments)
-  except (RuntimeError, ValueError, TypeError, OSError) as error:
+    # it would catch SIGTERM itself, and then not end the process
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(**arguments, shutdown_timeout_seconds=SHUTDOWN)
+    _number, _count = jax.process_index(), jax.process_count()
+    wait()  # the first time takes no long delay
+  except Exception as error:  # JAX, its clusters and their clients each raise their own
+    known = ", ".join(f"{name}={value}" for name, value in given.items())
     raise UserError(
-      f"This process cannot join the others of the run: {str(error).splitlines()[0][:300]} Look at "
-      f"{', '.join(f'{name}={value}' for name, value in zip(NAMES, given, strict=True) if value)}"
-      f"{'' if any(given) else 'what the cluster says of its hosts'}, and whether the first host "
-      "can be reached."
+      f"This process cannot join the others of the run: {line(error)} Look at "
+      f"{known or 'what the cluster says of its hosts'}, and whether all were started and the "
+      "first can be reached."
     ) from error
-  _number, _count = jax.process_index(), jax.process_count()
 
 
 def told(coordinator: str, processes: str, process: str) -> dict[str, Any]:
@@ -72,6 +78,7 @@ def told(coordinator: str, processes: str, process: str) -> dict[str, Any]:
     "coordinator_address": coordinator,
     "num_processes": int(processes),
     "process_id": int(process),
+    "cluster_detection_method": "deactivate",
   }
 
 
@@ -114,6 +121,11 @@ def decide(ask: Callable[[], Any]) -> Any:
 def every(value: Any) -> list[Any]:
   """What each process has, by its number. All must call it."""
   return [value] if _count == 1 else _all(value)
+
+
+def line(error: BaseException) -> str:
+  """An error's first line, not too long."""
+  return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
 def leave(status: int) -> int:

@@ -141,10 +141,15 @@ def run(config: ConfigDict, name: str, said: str) -> int:
     if hosts.first():
       print(f"{error} Start the same command again to go on.", file=sys.stderr)
     return TRY_AGAIN
-  except jax.errors.JaxRuntimeError as error:
+  except (UserError, OSError):
+    raise
+  except Exception as error:
     if hosts.count() == 1:
       raise
-    failed(LOST.format(str(error).splitlines()[0][:300]), said, error)
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+      traceback.print_exception(error)
+      return hosts.leave(1)
+    failed(LOST.format(hosts.line(error)), said, error)
     return hosts.leave(TRY_AGAIN)
   return 0
 

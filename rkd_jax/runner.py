@@ -27,6 +27,7 @@ from rkd_jax.data.augment import Augment
 from rkd_jax.data.parts import Parts
 from rkd_jax.data.sources import Dataset
 from rkd_jax.data.stream import Nothing, Resident, Streamed
+from rkd_jax.errors import UserError
 from rkd_jax.evaluation.predictions import Questions
 from rkd_jax.given import Given
 from rkd_jax.methods.base import Example, Role
@@ -168,9 +169,19 @@ class Runner:
       batch = train["batch_size"]
     else:
       batch = min(train["batch_size"], self.parts(phase.seed).count(phase.part))
+      self._check_shares(batch, train["augment"])
     for role in names:
       traced(networks[role], batch, Augment(**train["augment"]))
     return {name for name, role in phase.method.roles(networks).items() if role.player}
+
+  def _check_shares(self, batch: int, moves: dict[str, Any]) -> None:
+    """Raises a `UserError` where several processes cannot share what is read for a batch."""
+    resident = isinstance(self.dataset.train.images, np.ndarray) and not moves["resized_crop"]
+    if hosts.count() > 1 and not resident and batch % self.mesh.size:
+      raise UserError(
+        f"A batch of {batch} cannot be shared by the {self.mesh.size} devices of {hosts.count()} "
+        "processes; make batch_size a multiple (a phase of fewer images takes them all at once)."
+      )
 
   def finish(self, phase: Phase) -> Finished:
     """The phase's result; trains it where there is none."""
@@ -184,10 +195,7 @@ class Runner:
         for needed in [*setup.attackers(), *([setup.trigger.phase] if setup.trigger else [])]:
           self.finish(needed)
       directory = self.directory(phase)
-      with contextlib.ExitStack() as held:
-        alone = functools.partial(self.stop.check, alone=True)
-        lock = workdir.making(directory, self.say.say, alone)
-        hosts.decide(lambda: held.enter_context(lock))
+      with workdir.making(directory, self.say.say, self.stop.check):
         self._done[phase.key] = self._load(phase, directory) or self._train(phase, directory)
     return self._done[phase.key]
 
@@ -251,9 +259,10 @@ class Runner:
       whole = checkpoint.digest(saved) == record["sha256"]
     except (PermissionError, MemoryError):
       raise  # not the artefact's fault
-    except Exception:  # a file of ours or of Orbax that is damaged in whatever way
+    except Exception as error:  # a file of ours or of Orbax that is damaged in whatever way
+      checkpoint.alone(directory, error)
       whole, saved, record = False, {}, {}
-    if not all(hosts.every(whole)):
+    if not whole:
       aside = directory.with_name(f"{directory.name}.unreadable")
       kept = f"What was there is kept as {aside.name}."
       self.say.warn(f"{directory} is damaged; the phase {phase.name!r} is made again. {kept}")
@@ -279,12 +288,13 @@ class Runner:
     with contextlib.closing(checkpoints), contextlib.closing(ready.stream):
       state, frozen = start.resumed(*ready, checkpoints)
       start.cache_targets(program, program.still(frozen, state.roles), ready.stream)
-      step, stopped = int(state.step), hosts.decide(lambda: had_stopped(lines))
+      step = int(state.step)
       spent = Spent(directory / "spent.json", step)
       with (
         written(lines, directory / "tensorboard", step + 1 if step else 0) as writer,
         self.say.phase(described(phase), step, program.rounds) as tick,
       ):
+        stopped = hosts.decide(lambda: had_stopped(lines))  # of the lines that are left
         evaluate = self._evaluator(program, frozen)
 
         def flush() -> None:
@@ -385,7 +395,8 @@ def make_room() -> None:
   Each takes several, and Linux kills what asks for more than 65,530: a run of hundreds of phases.
   """
   with contextlib.suppress(FileNotFoundError), open("/proc/self/maps", "rb") as maps:
-    if sum(1 for _ in maps) > MAPPINGS:
+    full = sum(1 for _ in maps) > MAPPINGS
+    if any(hosts.every(full)):
       jax.clear_caches()
 
 

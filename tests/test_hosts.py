@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from rkd_jax import experiment, hosts
 from rkd_jax.errors import UserError
 from rkd_jax.reporting import files, progress, writer
 from rkd_jax.reporting.files import read_json
+from rkd_jax.training import checkpoint, loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOLD = {"RKD_COORDINATOR": "host0:1234", "RKD_PROCESSES": "4", "RKD_PROCESS": "1"}
@@ -26,6 +28,7 @@ TOLD = {"RKD_COORDINATOR": "host0:1234", "RKD_PROCESSES": "4", "RKD_PROCESS": "1
 def test_what_is_told_reaches_jax():
   assert hosts.told(*TOLD.values()) == {
     "coordinator_address": "host0:1234", "num_processes": 4, "process_id": 1,
+    "cluster_detection_method": "deactivate",
   }  # fmt: skip
 
 
@@ -48,7 +51,12 @@ def test_what_is_told_wrongly(change, said):
 
 
 def test_one_process_joins_nobody():
-  for environ in ({}, {"SLURM_NTASKS": "1"}, TOLD | {"RKD_PROCESSES": "1", "RKD_PROCESS": "0"}):
+  for environ in (
+    {},
+    {"SLURM_STEP_NUM_TASKS": "1"},
+    {"SLURM_NTASKS": "4"},
+    TOLD | {"RKD_PROCESSES": "1", "RKD_PROCESS": "0"},
+  ):
     hosts.join(environ)
     assert hosts.first() and hosts.count() == 1
 
@@ -56,13 +64,14 @@ def test_one_process_joins_nobody():
 @pytest.mark.parametrize(
   ("environ", "wanted"),
   [
-    ({"SLURM_NTASKS": "2"}, True),
-    ({"SLURM_NTASKS": "1"}, False),
+    ({"SLURM_STEP_NUM_TASKS": "2"}, True),
+    ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+    ({"SLURM_NTASKS": "2"}, False),  # of an allocation, outside of any step
     ({"OMPI_COMM_WORLD_SIZE": "8"}, True),
     ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, True),
     ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
     ({"JAX_COORDINATOR_ADDRESS": "job-0.svc:8476"}, True),
-    ({"SLURM_NTASKS": "four"}, False),
+    ({"SLURM_STEP_NUM_TASKS": "four"}, False),
   ],
 )
 def test_clusters_are_seen(environ, wanted):
@@ -87,18 +96,53 @@ def test_the_others_write_nothing_and_say_nothing(second, tmp_path, capfd):
   assert not list(tmp_path.iterdir()) and capfd.readouterr() == ("", "")
 
 
-def test_who_differs_is_named(second, monkeypatch, tmp_path):
-  def every(value):
-    return [["other", value[1]], value]
-
-  monkeypatch.setattr(hosts, "every", every)
-  with pytest.raises(UserError, match="have different configs: those of process 1"):
+@pytest.mark.parametrize("what", ["configs", "images", "workdirs", "versions"])
+def test_who_differs_is_named(second, monkeypatch, tmp_path, what):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(hosts, "every", lambda told: [told, told | {what: "another"}])
+  with pytest.raises(UserError, match=f"Processes 0 and 1 of the run have different {what}"):
     experiment.run(quickstart.get_config("smoke"), tmp_path / "run", quiet=True)
+  assert not (tmp_path / "run").exists()
+
+
+def test_what_several_processes_cannot_do(second, monkeypatch, tmp_path):
   attacked = quickstart.get_config("smoke")
   attacked.eval.adversarial.eps = (0.1,)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
   with pytest.raises(UserError, match="adversarial is not measured by several"):
     experiment.run(attacked, tmp_path / "run", quiet=True)
+  monkeypatch.setattr(jax, "process_count", lambda: 4)
+  with pytest.raises(UserError, match="started as 4 processes that the run does not know of"):
+    experiment.run(attacked, tmp_path / "run", quiet=True)
   assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_others_do_not_see(second, monkeypatch, tmp_path):
+  monkeypatch.setattr(experiment, "SHARED_SECONDS", 1)
+  monkeypatch.setattr(hosts, "every", lambda sees: [True, sees])
+  with pytest.raises(UserError, match="not seen by process 1"):
+    experiment.check_shared(tmp_path)
+  (tmp_path / "config.json").touch()
+  experiment.check_shared(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_no_matter_of_several(second, tmp_path):
+  with pytest.raises(UserError, match=r"cannot be read \(ValueError: odd\).*as one process"):
+    checkpoint.alone(tmp_path, ValueError("odd"))
+
+
+def test_signals_are_looked_at_once_in_a_while(second, monkeypatch):
+  asked, stop = [], loop.StopSignal()
+
+  def every(own):
+    asked.append(own)
+    return [["SIGTERM" if len(asked) > 2 else "", 0.5], own]
+
+  monkeypatch.setattr(hosts, "every", every)
+  found = [step for step in range(1, 40) if stop.asked(step)]
+  assert found and found[0] > 4 and asked[0][0] == ""  # half a second each: four rounds ahead
+  with pytest.raises(loop.Preempted, match="SIGTERM came between"):
+    stop.check("between two phases")
 
 
 def test_what_the_first_cannot_do_all_are_told(second, monkeypatch):

@@ -32,12 +32,18 @@ PATIENCE = ocp.AsyncOptions(timeout_secs=10**9)
 
 def put_aside(folder: pathlib.Path, where: pathlib.Path) -> None:
   """Renames what cannot be read, in place of what was put there before."""
+  shutil.rmtree(where, ignore_errors=True)
+  folder.rename(where)
 
-  def rename() -> None:
-    shutil.rmtree(where, ignore_errors=True)
-    folder.rename(where)
 
-  hosts.decide(rename)
+def alone(folder: pathlib.Path, error: Exception) -> None:
+  """Raises a `UserError` where what cannot be read is one of several processes' to judge: another
+  may have read it, and they cannot agree, since reading is itself something they do together."""
+  if hosts.count() > 1:
+    raise UserError(
+      f"{folder} cannot be read ({type(error).__name__}: {hosts.line(error)}). If every host sees "
+      "it, start the same command once as one process: it puts the damaged aside and goes on."
+    ) from error
 
 
 class Checkpoints:
@@ -70,8 +76,7 @@ class Checkpoints:
     A checkpoint that cannot be read is put aside with a warning and the one before it is tried.
     """
     wanted = _summed(template)
-    for step in sorted(self._manager.all_steps(), reverse=True):
-      wrong, leaves = "", []
+    for step in hosts.decide(lambda: sorted(self._manager.all_steps(), reverse=True)):
       try:
         found = self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(wanted)))
         leaves = [found[name] for name in wanted if name != CHECKSUM]
@@ -80,19 +85,18 @@ class Checkpoints:
       except (PermissionError, MemoryError):
         raise  # not the checkpoint's fault
       except Exception as error:  # Orbax, TensorStore and the file system each raise their own
-        wrong = type(error).__name__
-      if any(all_wrong := hosts.every(wrong)):
-        self._put_aside(step, next(filter(None, all_wrong)))
+        alone(self._directory / str(step), error)
+        self._put_aside(step, error)
         continue
       # The restored arrays may alias Orbax's host buffers; a donated state must own its own.
       return step, jax.tree.unflatten(jax.tree.structure(template), _copied(leaves))
     return None
 
-  def _put_aside(self, step: int, wrong: str) -> None:
+  def _put_aside(self, step: int, error: Exception) -> None:
     aside = self._directory.with_name(f"unreadable-{step}")
     self._warn(
       f"The checkpoint of step {step} in {self._directory} cannot be read "
-      f"({wrong}); going back to the one before it. It is kept as {aside.name}."
+      f"({type(error).__name__}); going back to the one before it. It is kept as {aside.name}."
     )
     # Orbax learns a checkpoint's layout from the newest one: look again without it.
     self._manager.close()
@@ -101,7 +105,7 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """The newest checkpoint's step, readable or not."""
-    return self._manager.latest_step()
+    return hosts.decide(self._manager.latest_step)
 
   def close(self) -> None:
     """Waits until everything is on disk."""

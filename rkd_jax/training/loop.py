@@ -23,7 +23,7 @@ from rkd_jax.training.state import Program, TrainState
 
 Tree = Any
 SYNC_SECONDS = 0.5  # how far the host may run ahead of the device
-ASK_EVERY = 16  # rounds between two looks at the signals of all processes, where they are several
+ASK_SECONDS = 2.0  # between two looks at the signals of all processes, where they are several
 
 
 class Preempted(Exception):  # noqa: N818 (not a mistake of anybody's)
@@ -41,6 +41,7 @@ class StopSignal:
   def __init__(self) -> None:
     self.name = ""
     self._old: dict[int, Any] = {}
+    self._last, self._due, self._when = 0, 0, time.monotonic()
 
   def __enter__(self) -> "StopSignal":
     try:
@@ -57,14 +58,23 @@ class StopSignal:
       signal.signal(number, handler)
 
   def asked(self, step: int = 0) -> str:
-    """The signal that has come to any process. All must call it, at the same steps."""
+    """The signal that has come to any process; looked at once in `ASK_SECONDS` of the slowest.
+
+    All must call it, at the same steps.
+    """
     if hosts.count() == 1:
       return self.name
-    return "" if step % ASK_EVERY else next(filter(None, hosts.every(self.name)), "")
+    if self._last < step < self._due:
+      return ""
+    told = hosts.every([self.name, time.monotonic() - self._when])
+    each = max(seconds for _, seconds in told) / max(step - self._last, 1)  # of a round
+    self._last, self._due = step, step + max(1, int(ASK_SECONDS / max(each, 1e-3)))
+    self._when = time.monotonic()
+    return next((name for name, _ in told if name), "")
 
-  def check(self, where: str, alone: bool = False) -> None:
-    """Raises `Preempted` if a signal has come. `alone`: to this process; the others do not ask."""
-    if name := self.name if alone else self.asked():
+  def check(self, where: str) -> None:
+    """Raises `Preempted` if a signal has come."""
+    if name := self.asked():
       raise Preempted(f"{name} came {where}; everything is saved.")
 
   def _note(self, number: int, _frame: Any) -> None:
