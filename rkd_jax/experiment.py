@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 
 from rkd_jax import config as configs
-from rkd_jax import first_look, manifest, workdir
+from rkd_jax import first_look, hosts, manifest, phases, workdir
 from rkd_jax.data import sources
 from rkd_jax.errors import UserError
 from rkd_jax.evaluation import recount
@@ -22,6 +23,7 @@ from rkd_jax.runner import Runner, described
 from rkd_jax.story import Story
 from rkd_jax.training.loop import StopSignal
 
+SHARED_SECONDS = 20  # that a file may take to be seen on another host
 SHOWN = 10  # of the images that were left out
 
 
@@ -51,17 +53,22 @@ def run(
   configs.check_keys(config)
   configs.normalise(config)
   configs.check(config)
-  check_processes()
   say = Reporter(quiet, debug)
   dataset = load(config, say)
+  check_hosts(config, dataset, directory)
   with StopSignal() as stop, contextlib.ExitStack() as lock:
     runner = Runner(config, dataset, directory, say, stop)
     stories = [Story(runner, seed) for seed in config.seeds]
     for story in stories:
       story.check()
-    workdir.make(directory)
-    lock.enter_context(workdir.only_run(directory))
-    workdir.claim(directory, config, dataset.fingerprint)
+
+    def claim() -> None:
+      workdir.make(directory)
+      lock.enter_context(workdir.only_run(directory))
+      workdir.claim(directory, config, dataset.fingerprint)
+
+    hosts.decide(claim)
+    check_shared(directory)
     looked = look(stories[0], say)
     ahead = expected(runner, stories)
     say.debug(f"{directory}, teachers in {runner.teachers}, {len(ahead)} phases")
@@ -70,29 +77,72 @@ def run(
     for story in stories:
       story.run()
       cells += story.cells()
-    made = manifest.make(runner, name) | {
+    told = {
       "selection": [s for t in stories for s in t.selected()],
       "outcomes": [o for t in stories for o in t.outcomes()],
       "costs": [c for t in stories for c in t.costs()],
       "attacks": [one for t in stories for one in t.attacked],
       "comparisons": [c for t in stories for c in t.compared()],
-      "predictions": {p: sha256(directory / p) for p in map(recount.saved, config.seeds)},
       "given": looked,
     }
-    results.write(directory / "results.json", made, cells)
-    path = report.write(directory)
+    return pathlib.Path(hosts.decide(lambda: written(runner, name, told, cells)))
+
+
+def written(
+  runner: Runner, name: str, told: dict[str, Any], cells: list[results.Cell]
+) -> str:  # fmt: skip
+  """Writes a finished run's results and report, and says what they are; the report's path."""
+  directory, say = runner.workdir, runner.say
+  saved = {path: sha256(directory / path) for path in map(recount.saved, runner.config.seeds)}
+  made = manifest.make(runner, name) | told | {"predictions": saved}
+  results.write(directory / "results.json", made, cells)
+  path = report.write(directory)
   for line in summary.lines(made, cells, say.columns):
     say.say(line)
   say.say(f"Report: {path}")
-  return path
+  return str(path)
 
 
-def check_processes() -> None:
-  """Raises a `UserError` where JAX was started on several hosts."""
-  if (processes := jax.process_count()) > 1:
+def check_hosts(config: Config, dataset: sources.Dataset, directory: pathlib.Path) -> None:
+  """Raises a `UserError` for what several processes cannot do, or do not agree on."""
+  if jax.process_count() != hosts.count():
     raise UserError(
-      f"JAX was started as {processes} processes, and a run is one so far, on one host. Start it "
-      "without jax.distributed, on a machine or a slice of a single host."
+      f"JAX was started as {jax.process_count()} processes that the run does not know of. Leave "
+      "jax.distributed to rkd_jax.hosts.join, by the variables that launch/README.md names."
+    )
+  if hosts.count() == 1:
+    return
+  if config.eval.adversarial.eps:
+    raise UserError(
+      "config.eval.adversarial is not measured by several processes: leave its eps empty."
+    )
+  values = {key: v for key, v in configs.flatten(config.to_dict()).items() if "data_dir" not in key}
+  told = {
+    "configs": values,
+    "images": dataset.fingerprint,
+    "workdirs": str(directory.absolute()),
+    "versions": [phases.common_code(), jax.__version__],
+  }
+  found = hosts.every(told)
+  for number, other in enumerate(found):
+    if odd := [what for what in told if other[what] != found[0][what]]:
+      raise UserError(
+        f"Processes 0 and {number} of the run have different {' and '.join(odd)}. Start all with "
+        "the same command, on the same data, by the same code."
+      )
+
+
+def check_shared(directory: pathlib.Path) -> None:
+  """Raises a `UserError` where some process does not see the first one's workdir."""
+  seen = (directory / "config.json").exists
+  for _ in range(SHARED_SECONDS):
+    if hosts.count() == 1 or seen():
+      break
+    time.sleep(1)
+  if blind := [number for number, sees in enumerate(hosts.every(seen())) if not sees]:
+    raise UserError(
+      f"{directory} of process 0 is not seen by process {blind[0]}. Several hosts need a --workdir "
+      "(and --config.teachers_dir) on a file system that all of them have mounted."
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rkd_jax import commands, heap
+from rkd_jax import commands, heap, hosts
 from rkd_jax.errors import UserError, nearest
 from rkd_jax.reporting import terminal
 from rkd_jax.reporting.terminal import VERBOSITY
@@ -30,6 +30,9 @@ HELP = """Runs a config to its report, or goes on with it where it was stopped.
   --verbosity WORD      quiet (warnings alone), normal, or debug (also the place of an error)
 
 docs/config.md says what the keys are. What runs leave is looked at with the commands"""
+LOST = """{}
+Most likely another process of the run has died: look at what it said. Then start them all again
+with the same command; it goes on from the last checkpoint."""
 WRONG, TRY_AGAIN, INTERRUPTED = 2, 75, 130  # 75: EX_TEMPFAIL, everything saved, start again
 
 
@@ -108,18 +111,21 @@ def main(argv: Sequence[str]) -> int:
     config, name = parse(argv)
     return run(config, name, "quiet" if _QUIET.value else said)
   except UserError as error:
-    return failed(error, said)
+    return hosts.leave(failed(error, said))
   except OSError as error:
     what = f"{error.strerror or error}: {error.filename or 'a file'}. Nothing is half-written."
-    return failed(what, said, error)
+    return hosts.leave(failed(what, said, error))
   except KeyboardInterrupt:
     print("Interrupted. Start the same command again to go on.", file=sys.stderr)
-    return INTERRUPTED
+    return hosts.leave(INTERRUPTED)
 
 
 def run(config: ConfigDict, name: str, said: str) -> int:
   """JAX is imported here, once the command line is known to be right."""
   heap.keep()
+  hosts.join()
+  import jax
+
   from rkd_jax import config as configs
   from rkd_jax import experiment, workdir
   from rkd_jax.training import checkpoint
@@ -132,8 +138,19 @@ def run(config: ConfigDict, name: str, said: str) -> int:
   try:
     experiment.run(config, workdir.path(directory), name, said == "quiet", said == "debug")
   except Preempted as error:
-    print(f"{error} Start the same command again to go on.", file=sys.stderr)
+    if hosts.first():
+      print(f"{error} Start the same command again to go on.", file=sys.stderr)
     return TRY_AGAIN
+  except (UserError, OSError):
+    raise
+  except Exception as error:
+    if hosts.count() == 1:
+      raise
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+      traceback.print_exception(error)
+      return hosts.leave(1)
+    failed(LOST.format(hosts.line(error)), said, error)
+    return hosts.leave(TRY_AGAIN)
   return 0
 
 

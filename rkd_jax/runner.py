@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rkd_jax import lookup, workdir
+from rkd_jax import hosts, lookup, workdir
 from rkd_jax.backdoors import learned
 from rkd_jax.backdoors.base import Backdoor
 from rkd_jax.data import augment, seeds
@@ -27,6 +27,7 @@ from rkd_jax.data.augment import Augment
 from rkd_jax.data.parts import Parts
 from rkd_jax.data.sources import Dataset
 from rkd_jax.data.stream import Nothing, Resident, Streamed
+from rkd_jax.errors import UserError
 from rkd_jax.evaluation.predictions import Questions
 from rkd_jax.given import Given
 from rkd_jax.methods.base import Example, Role
@@ -35,7 +36,7 @@ from rkd_jax.networks import Networks
 from rkd_jax.phases import Config, Delivery, Phase
 from rkd_jax.reporting.files import read_json, write_json
 from rkd_jax.reporting.progress import Reporter
-from rkd_jax.reporting.writer import MetricsWriter, read_lines
+from rkd_jax.reporting.writer import read_lines, written
 from rkd_jax.setup import Setup
 from rkd_jax.training import checkpoint, loop, sharding, start
 from rkd_jax.training.optimizer import Optimizer
@@ -168,9 +169,19 @@ class Runner:
       batch = train["batch_size"]
     else:
       batch = min(train["batch_size"], self.parts(phase.seed).count(phase.part))
+      self._check_shares(batch, train["augment"])
     for role in names:
       traced(networks[role], batch, Augment(**train["augment"]))
     return {name for name, role in phase.method.roles(networks).items() if role.player}
+
+  def _check_shares(self, batch: int, moves: dict[str, Any]) -> None:
+    """Raises a `UserError` where several processes cannot share what is read for a batch."""
+    resident = isinstance(self.dataset.train.images, np.ndarray) and not moves["resized_crop"]
+    if hosts.count() > 1 and not resident and batch % self.mesh.size:
+      raise UserError(
+        f"A batch of {batch} cannot be shared by the {self.mesh.size} devices of {hosts.count()} "
+        "processes; make batch_size a multiple (a phase of fewer images takes them all at once)."
+      )
 
   def finish(self, phase: Phase) -> Finished:
     """The phase's result; trains it where there is none."""
@@ -240,7 +251,7 @@ class Runner:
 
   def _load(self, phase: Phase, directory: pathlib.Path) -> Finished | None:
     """The finished phase, if its artefact is there, whole, and made from the same description."""
-    if not (directory / "done.json").exists():
+    if not hosts.decide((directory / "done.json").exists):
       return None
     try:
       record = read_json(directory / "done.json")
@@ -248,7 +259,8 @@ class Runner:
       whole = checkpoint.digest(saved) == record["sha256"]
     except (PermissionError, MemoryError):
       raise  # not the artefact's fault
-    except Exception:  # a file of ours or of Orbax that is damaged in whatever way
+    except Exception as error:  # a file of ours or of Orbax that is damaged in whatever way
+      checkpoint.alone(directory, error)
       whole, saved, record = False, {}, {}
     if not whole:
       aside = directory.with_name(f"{directory.name}.unreadable")
@@ -260,7 +272,7 @@ class Runner:
     state, frozen = start.begin(*ready, surveyed=True)
     trees = frozen | refill(self.mesh, state.roles, saved["roles"])
     memory = refill(self.mesh, state.memory, saved.get("state", {}))
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    self._clear(directory)
     self.say.found(described(phase))
     return Finished(phase, ready.program, trees, memory, directory, record)
 
@@ -279,9 +291,10 @@ class Runner:
       step = int(state.step)
       spent = Spent(directory / "spent.json", step)
       with (
-        MetricsWriter(lines, directory / "tensorboard", step + 1 if step else 0) as writer,
+        written(lines, directory / "tensorboard", step + 1 if step else 0) as writer,
         self.say.phase(described(phase), step, program.rounds) as tick,
       ):
+        stopped = hosts.decide(lambda: had_stopped(lines))  # of the lines that are left
         evaluate = self._evaluator(program, frozen)
 
         def flush() -> None:
@@ -298,7 +311,7 @@ class Runner:
           save_every=self.config.save_every,
           hooks=loop.Hooks(evaluate, writer.write, flush, tick),
         )
-        state = loop.train(running, state, checkpoints, self.stop, had_stopped(lines))
+        state = loop.train(running, state, checkpoints, self.stop, stopped)
         jax.block_until_ready(state)
     seconds, images = spent.seconds(), int(state.step) * ready.stream.batch
     record = {"steps": int(state.step), "seconds": seconds}
@@ -323,9 +336,14 @@ class Runner:
     checkpoint.save_tree(directory / "final", saved)
     record = {"phase": phase.describe(), "sha256": checkpoint.digest(saved)} | record
     write_json(directory / "done.json", record)
-    (directory / "spent.json").unlink(missing_ok=True)
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    self._clear(directory)
     return Finished(phase, program, frozen | state.roles, state.memory, directory, record)
+
+  def _clear(self, directory: pathlib.Path) -> None:
+    """Removes what a phase that is done needs no more."""
+    if hosts.first():
+      (directory / "spent.json").unlink(missing_ok=True)
+      shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
 @functools.lru_cache
@@ -377,7 +395,8 @@ def make_room() -> None:
   Each takes several, and Linux kills what asks for more than 65,530: a run of hundreds of phases.
   """
   with contextlib.suppress(FileNotFoundError), open("/proc/self/maps", "rb") as maps:
-    if sum(1 for _ in maps) > MAPPINGS:
+    full = sum(1 for _ in maps) > MAPPINGS
+    if any(hosts.every(full)):
       jax.clear_caches()
 
 

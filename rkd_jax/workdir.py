@@ -2,12 +2,14 @@
 
 import contextlib
 import fcntl
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from rkd_jax import config as configs
+from rkd_jax import hosts
 from rkd_jax.errors import UserError
 from rkd_jax.phases import Config
 from rkd_jax.reporting.files import read_json, remove_unfinished, write_json
@@ -79,7 +81,8 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
 def making(
   directory: pathlib.Path, say: Callable[[str], None], check: Callable[[str], None]
 ) -> Iterator[None]:
-  """One process at a time makes an artefact; others wait, and then find it done.
+  """One run at a time makes an artefact; others wait, and then find it done. All its processes
+  come here, and the first holds the lock for them.
 
   Args:
     say: told once if there is something to wait for.
@@ -87,12 +90,14 @@ def making(
   """
   make(directory.parent)
   with _lock_file(directory.parent / f".{directory.name}.lock") as file:
-    if not _try_lock(file):
+    lock = functools.partial(_try_lock, file)
+    if not hosts.decide(lock):
       say(f"Another process is making {directory}; waiting for it.")
-      while not _try_lock(file):
+      while not hosts.decide(lock):
         check("while waiting for another process")
         time.sleep(1)
-    remove_unfinished(directory)
+    if hosts.first():
+      remove_unfinished(directory)
     yield
 
 

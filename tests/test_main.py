@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 
-import jax
 import pytest
 from absl import flags
 
@@ -203,12 +202,6 @@ def test_a_workdir_below_a_file(command, tmp_path):
   (tmp_path / "file").write_text("x")
   refused(command(workdir=tmp_path / "file" / "run"), "file/run", "--workdir")
   assert (tmp_path / "file").read_text() == "x"
-
-
-def test_several_processes_are_refused(command, monkeypatch, tmp_path):
-  monkeypatch.setattr(jax, "process_count", lambda: 4)
-  refused(command(), "started as 4 processes", "single host")
-  assert not (tmp_path / "run").exists()
 
 
 def test_a_buckets_address_is_no_workdir(command, monkeypatch, tmp_path):

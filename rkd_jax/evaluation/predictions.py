@@ -39,6 +39,9 @@ def _pixels(
   return sharding.split(mesh, images)
 
 
+_whole = jax.jit(sharding.keep_whole, static_argnums=0)
+
+
 class Questions:
   """Images to ask networks about, in batches of one size: exact, and compiled once."""
 
@@ -71,7 +74,7 @@ class Questions:
   def pixels(self, rows: np.ndarray) -> np.ndarray:
     """uint8[n, H, W, C]: what the networks see of these images, as an image file keeps it."""
     rows = np.asarray(rows, np.int32)
-    seen = jax.device_get(self._seen(rows, self.images[rows]))
+    seen = jax.device_get(_whole(self.mesh, self._seen(rows, self.images[rows])))
     return np.round(seen * 255).astype(np.uint8)
 
   def ask(self, program: Program, trees: Tree, memory: Tree) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rkd_jax import hosts
 from rkd_jax.errors import UserError
 
 _ADVICE = {
@@ -33,8 +34,11 @@ def cannot_write(path: str | os.PathLike, error: OSError) -> UserError:
 def atomic_write(path: str | os.PathLike, data: str | bytes) -> None:
   """Writes `data` (text as UTF-8) so that `path` holds the old contents or the new, never a part.
 
-  Makes missing folders. Raises a `UserError` where the disk is full, read-only or not ours.
+  Makes missing folders. Of several processes of a run the first alone writes. Raises a `UserError`
+  where the disk is full, read-only or not ours.
   """
+  if not hosts.first():
+    return
   path = pathlib.Path(path)
   # in the same folder, since a rename is atomic only within one file system
   temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

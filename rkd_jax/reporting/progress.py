@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from rkd_jax import hosts
 from rkd_jax.reporting.plan import Plan, Work, about
 from rkd_jax.reporting.terminal import Patient
 
@@ -45,11 +46,12 @@ class Ticker:
 
 
 class Reporter:
-  """Says what happens. `quiet` silences all but warnings, `debug` tells more."""
+  """Says what happens. `quiet` silences all but warnings, `debug` tells more. Of several processes
+  of a run the first alone speaks."""
 
   def __init__(self, quiet: bool = False, debug: bool = False):
-    self._out = Patient(highlight=False, quiet=quiet)
-    self._err = Patient(highlight=False, stderr=True)
+    self._out = Patient(highlight=False, quiet=quiet or not hosts.first())
+    self._err = Patient(highlight=False, stderr=True, quiet=not hosts.first())
     self._debug, self._plan = debug, Plan()
 
   def say(self, text: str) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, SupportsFloat
 
+from rkd_jax import hosts
 from rkd_jax.reporting.files import atomic_write, cannot_write
 
 
@@ -74,6 +75,28 @@ class MetricsWriter:
 
   def __exit__(self, *exception: object) -> None:
     self.close()
+
+
+class Unwritten(contextlib.AbstractContextManager):
+  """What the other processes of a run write of their metrics: nothing."""
+
+  def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
+    """Nothing."""
+
+  def flush(self) -> None:
+    """Nothing."""
+
+  def __exit__(self, *exception: object) -> None:
+    """Nothing was open."""
+
+
+def written(
+  jsonl_path: str | os.PathLike, tensorboard_dir: str | os.PathLike | None, restored_step: int
+) -> MetricsWriter | Unwritten:
+  """A `MetricsWriter`; for the further processes of a run one that writes nothing."""
+  if not hosts.first():
+    return Unwritten()
+  return MetricsWriter(jsonl_path, tensorboard_dir, restored_step)
 
 
 class _Events:

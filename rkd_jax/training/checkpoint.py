@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rkd_jax import hosts
 from rkd_jax.errors import UserError
 
 Tree = Any
@@ -33,6 +34,16 @@ def put_aside(folder: pathlib.Path, where: pathlib.Path) -> None:
   """Renames what cannot be read, in place of what was put there before."""
   shutil.rmtree(where, ignore_errors=True)
   folder.rename(where)
+
+
+def alone(folder: pathlib.Path, error: Exception) -> None:
+  """Raises a `UserError` where what cannot be read is one of several processes' to judge: another
+  may have read it, and they cannot agree, since reading is itself something they do together."""
+  if hosts.count() > 1:
+    raise UserError(
+      f"{folder} cannot be read ({type(error).__name__}: {hosts.line(error)}). If every host sees "
+      "it, start the same command once as one process: it puts the damaged aside and goes on."
+    ) from error
 
 
 class Checkpoints:
@@ -65,7 +76,7 @@ class Checkpoints:
     A checkpoint that cannot be read is put aside with a warning and the one before it is tried.
     """
     wanted = _summed(template)
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    for step in hosts.decide(lambda: sorted(self._manager.all_steps(), reverse=True)):
       try:
         found = self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(wanted)))
         leaves = [found[name] for name in wanted if name != CHECKSUM]
@@ -74,6 +85,7 @@ class Checkpoints:
       except (PermissionError, MemoryError):
         raise  # not the checkpoint's fault
       except Exception as error:  # Orbax, TensorStore and the file system each raise their own
+        alone(self._directory / str(step), error)
         self._put_aside(step, error)
         continue
       # The restored arrays may alias Orbax's host buffers; a donated state must own its own.
@@ -93,7 +105,7 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """The newest checkpoint's step, readable or not."""
-    return self._manager.latest_step()
+    return hosts.decide(self._manager.latest_step)
 
   def close(self) -> None:
     """Waits until everything is on disk."""
@@ -143,8 +155,9 @@ def save_tree(directory: pathlib.Path, tree: Tree) -> None:
   """Writes a tree of arrays as a whole or not at all."""
   directory = directory.absolute()
   with explained(directory):
-    if directory.exists():
+    if hosts.first() and directory.exists():
       shutil.rmtree(directory)
+    hosts.wait()
     with ocp.StandardCheckpointer(async_options=PATIENCE) as checkpointer:
       checkpointer.save(directory, tree)
 

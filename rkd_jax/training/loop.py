@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from rkd_jax import hosts
 from rkd_jax.errors import UserError
 from rkd_jax.training import start, update
 from rkd_jax.training.checkpoint import Checkpoints
@@ -22,6 +23,7 @@ from rkd_jax.training.state import Program, TrainState
 
 Tree = Any
 SYNC_SECONDS = 0.5  # how far the host may run ahead of the device
+ASK_SECONDS = 2.0  # between two looks at the signals of all processes, where they are several
 
 
 class Preempted(Exception):  # noqa: N818 (not a mistake of anybody's)
@@ -29,12 +31,17 @@ class Preempted(Exception):  # noqa: N818 (not a mistake of anybody's)
 
 
 class StopSignal:
-  """Whether SIGTERM, SIGINT or SIGHUP (the terminal is gone) has come; a second SIGINT interrupts
-  at once."""
+  """Whether SIGTERM, SIGINT or SIGHUP (the terminal is gone) has come to any process of the run; a
+  second SIGINT interrupts at once.
+
+  Attributes:
+    name: of the signal that has come to this process; "": none has.
+  """
 
   def __init__(self) -> None:
     self.name = ""
     self._old: dict[int, Any] = {}
+    self._last, self._due, self._when = 0, 0, time.monotonic()
 
   def __enter__(self) -> "StopSignal":
     try:
@@ -50,10 +57,25 @@ class StopSignal:
     for number, handler in self._old.items():
       signal.signal(number, handler)
 
+  def asked(self, step: int = 0) -> str:
+    """The signal that has come to any process; looked at once in `ASK_SECONDS` of the slowest.
+
+    All must call it, at the same steps.
+    """
+    if hosts.count() == 1:
+      return self.name
+    if self._last < step < self._due:
+      return ""
+    told = hosts.every([self.name, time.monotonic() - self._when])
+    each = max(seconds for _, seconds in told) / max(step - self._last, 1)  # of a round
+    self._last, self._due = step, step + max(1, int(ASK_SECONDS / max(each, 1e-3)))
+    self._when = time.monotonic()
+    return next((name for name, _ in told if name), "")
+
   def check(self, where: str) -> None:
     """Raises `Preempted` if a signal has come."""
-    if self.name:
-      raise Preempted(f"{self.name} came {where}; everything is saved.")
+    if name := self.asked():
+      raise Preempted(f"{name} came {where}; everything is saved.")
 
   def _note(self, number: int, _frame: Any) -> None:
     if self.name and number == signal.SIGINT:
@@ -126,12 +148,13 @@ def train(
         done |= method.stop(metrics)
         phase.hooks.log(step, metrics | ({"stopped": 1.0} if done and step < rounds else {}))
         state = update.zero_metrics(program, state)
-      if stop.name or (step > restored and (step % phase.save_every == 0 or done)):
+      signalled = stop.asked(step)
+      if signalled or (step > restored and (step % phase.save_every == 0 or done)):
         phase.hooks.flush()
         checkpoints.save(step, state)
-      if stop.name:
+      if signalled:
         checkpoints.close()
-        raise Preempted(f"{stop.name} came at step {step} of {rounds}; the state is saved.")
+        raise Preempted(f"{signalled} came at step {step} of {rounds}; the state is saved.")
       if done:
         return state
       state = redrawn(phase, state, step)

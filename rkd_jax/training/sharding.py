@@ -10,12 +10,18 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rkd_jax import hosts
 from rkd_jax.errors import UserError
 
 
 def make_mesh(devices: int = 0) -> Mesh:
   """A mesh with the one axis `data` over the first `devices` devices (0: all)."""
   found = jax.devices()
+  if hosts.count() > 1 and devices not in (0, len(found)):
+    raise UserError(
+      f"config.devices is {devices}, but the run has {hosts.count()} processes with {len(found)} "
+      "devices, and uses all of them: leave it at 0."
+    )
   if devices > len(found):
     raise UserError(
       f"config.devices is {devices}, but JAX sees {len(found)} ({found[0].platform})."

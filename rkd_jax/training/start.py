@@ -19,7 +19,7 @@ from rkd_jax.training import checkpoint, sharding, update
 from rkd_jax.training.state import Program, TrainState, init_role, role_key
 
 Tree = Any
-SURVEY_BATCH = 256
+SURVEY_BATCH = 256  # at least
 CACHE_MIB = 256
 
 
@@ -176,9 +176,14 @@ def _survey(program: Program, made: Tree, memory: Tree, source: Tree) -> Tree:
   return sharding.keep_whole(program.mesh, memory)
 
 
+def survey_batch(program: Program) -> int:
+  """Images of a batch of one pass over the data: a multiple of the devices."""
+  return -(-SURVEY_BATCH // program.mesh.size) * program.mesh.size
+
+
 def run_survey(program: Program, made: Tree, memory: Tree, stream: Resident | Streamed) -> Tree:
   """The method's state after one pass over the data."""
-  for source in stream.in_order(SURVEY_BATCH):
+  for source in stream.in_order(survey_batch(program)):
     memory = _survey(program, made, memory, source)
   return memory
 
@@ -201,9 +206,10 @@ def cache_targets(program: Program, frozen: Tree, stream: Any) -> None:
   moves = not program.augment.identity or not method.cacheable
   if not stream.size or moves or not implements(method, "targets"):
     return
-  sources = stream.in_order(SURVEY_BATCH)
+  batch = survey_batch(program)
+  sources = stream.in_order(batch)
   one = jax.eval_shape(functools.partial(_targets, program), frozen, first := next(sources))
-  size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one)) / SURVEY_BATCH
+  size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one)) / batch
   if not size or size * stream.size > CACHE_MIB * 2**20:
     return
   parts = [jax.device_get(_targets(program, frozen, s)) for s in itertools.chain([first], sources)]
