@@ -88,9 +88,7 @@ def run(
     return pathlib.Path(hosts.decide(lambda: written(runner, name, told, cells)))
 
 
-def written(
-  runner: Runner, name: str, told: dict[str, Any], cells: list[results.Cell]
-) -> str:  # fmt: skip
+def written(runner: Runner, name: str, told: dict[str, Any], cells: list[results.Cell]) -> str:
   """Writes a finished run's results and report, and says what they are; the report's path."""
   directory, say = runner.workdir, runner.say
   saved = {path: sha256(directory / path) for path in map(recount.saved, runner.config.seeds)}

@@ -8,10 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import resource
 import shutil
-import sys
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -38,6 +35,7 @@ from rkd_jax.reporting.files import read_json, write_json
 from rkd_jax.reporting.progress import Reporter
 from rkd_jax.reporting.writer import read_lines, written
 from rkd_jax.setup import Setup
+from rkd_jax.spent import Spent, peak_memory
 from rkd_jax.training import checkpoint, loop, sharding, start
 from rkd_jax.training.optimizer import Optimizer
 from rkd_jax.training.state import Program, make_program
@@ -70,27 +68,6 @@ class Finished:
   def answer(self, questions: Questions) -> np.ndarray:
     """int32[N]: the class of every image."""
     return questions.ask(self.program, self.trees, self.memory)
-
-
-class Spent:
-  """How long a phase has trained so far, over all its sittings.
-
-  What a killed process did after its last checkpoint is done again, and not counted twice.
-
-  Args:
-    path: where it is kept from one sitting to the next.
-    step: that this sitting goes on from; from 0 on nothing was spent.
-  """
-
-  def __init__(self, path: pathlib.Path, step: int):
-    self._path, self._began = path, time.monotonic()
-    self._before = read_json(path)["seconds"] if step and path.exists() else 0.0
-
-  def seconds(self) -> float:
-    return self._before + time.monotonic() - self._began
-
-  def save(self) -> None:
-    write_json(self._path, {"seconds": self.seconds()})
 
 
 class Ready(NamedTuple):
@@ -398,14 +375,6 @@ def make_room() -> None:
     full = sum(1 for _ in maps) > MAPPINGS
     if any(hosts.every(full)):
       jax.clear_caches()
-
-
-def peak_memory() -> dict[str, int | None]:
-  """Bytes at most in use until now: of the first device (None where it does not say) and by this
-  process on the host."""
-  device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-  host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return {"device": device, "host": host * (1 if sys.platform == "darwin" else 1024)}
 
 
 def had_stopped(lines: pathlib.Path) -> bool:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,7 +42,7 @@ class StopSignal:
   def __init__(self) -> None:
     self.name = ""
     self._old: dict[int, Any] = {}
-    self._last, self._due, self._when = 0, 0, time.monotonic()
+    self._last, self._due, self._when = sys.maxsize, 0, time.monotonic()
 
   def __enter__(self) -> "StopSignal":
     try:
@@ -57,7 +58,7 @@ class StopSignal:
     for number, handler in self._old.items():
       signal.signal(number, handler)
 
-  def asked(self, step: int = 0) -> str:
+  def asked(self, step: int) -> str:
     """The signal that has come to any process; looked at once in `ASK_SECONDS` of the slowest.
 
     All must call it, at the same steps.
@@ -66,16 +67,24 @@ class StopSignal:
       return self.name
     if self._last < step < self._due:
       return ""
-    told = hosts.every([self.name, time.monotonic() - self._when])
-    each = max(seconds for _, seconds in told) / max(step - self._last, 1)  # of a round
-    self._last, self._due = step, step + max(1, int(ASK_SECONDS / max(each, 1e-3)))
-    self._when = time.monotonic()
-    return next((name for name, _ in told if name), "")
+    name, seconds = self._any()
+    rounds = step - self._last  # not above 0 where a phase begins: how long one takes is not known
+    ahead = int(ASK_SECONDS * rounds / max(seconds, 1e-3)) if rounds > 0 else 1
+    self._last, self._due = step, step + max(1, ahead)
+    return name
 
   def check(self, where: str) -> None:
-    """Raises `Preempted` if a signal has come."""
-    if name := self.asked():
+    """Raises `Preempted` if a signal has come to any process. All must call it."""
+    name, _ = self._any()
+    self._last = sys.maxsize  # the next phase is another
+    if name:
       raise Preempted(f"{name} came {where}; everything is saved.")
+
+  def _any(self) -> tuple[str, float]:
+    """(a signal that has come to some process, seconds since this was asked, of the slowest)."""
+    told = hosts.every([self.name, time.monotonic() - self._when])
+    self._when = time.monotonic()
+    return next((name for name, _ in told if name), ""), max(seconds for _, seconds in told)
 
   def _note(self, number: int, _frame: Any) -> None:
     if self.name and number == signal.SIGINT:
